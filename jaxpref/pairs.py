@@ -1,0 +1,71 @@
+"""The nouns: what a preference pair is to a loss, and what it is to a policy."""
+
+from typing import NamedTuple
+
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+
+class PairLogps(NamedTuple):
+    """Log-probability of both responses of each pair under one policy, in nats."""
+
+    chosen: Float[Array, "pairs"]
+    rejected: Float[Array, "pairs"]
+
+    @property
+    def margin(self) -> Float[Array, "pairs"]:
+        """Chosen less rejected, nats."""
+        return self.chosen - self.rejected
+
+
+class PairTokenLogps(NamedTuple):
+    """Log-probability of every token of both responses, in nats; 0 where the mask is False."""
+
+    chosen: Float[Array, "pairs tokens"]
+    rejected: Float[Array, "pairs tokens"]
+    chosen_mask: Bool[Array, "pairs tokens"]
+    rejected_mask: Bool[Array, "pairs tokens"]
+
+    def sum(self) -> PairLogps:
+        """The same policy's log-probability of whole responses."""
+        return PairLogps(self.chosen.sum(-1), self.rejected.sum(-1))
+
+
+class PairLengths(NamedTuple):
+    """Number of tokens of both responses of each pair, the end token included."""
+
+    chosen: Int[Array, "pairs"]
+    rejected: Int[Array, "pairs"]
+
+
+class TokenRows(NamedTuple):
+    """Rows of tokens: prompt, response, padding, in that order.
+
+    A row may hold no prompt; its first token is then given, not predicted, and cannot be part of the
+    response. Padding is whatever follows the last response token; its ids do not matter.
+    """
+
+    tokens: Int[Array, "rows length"]
+    response_mask: Bool[Array, "rows length"]  # True on response tokens
+
+
+class TokenPairs(NamedTuple):
+    """What a language model reads: both responses of each pair, each behind its prompt."""
+
+    chosen: TokenRows
+    rejected: TokenRows
+    reference: PairLogps | None = None  # under the frozen reference; None for a loss that needs none
+
+    @property
+    def lengths(self) -> PairLengths:
+        """Response tokens of each pair."""
+        return PairLengths(self.chosen.response_mask.sum(-1), self.rejected.response_mask.sum(-1))
+
+
+class IndexPairs(NamedTuple):
+    """What a policy over finitely many responses reads: which prompt, which two responses."""
+
+    prompts: Int[Array, "pairs"]
+    chosen: Int[Array, "pairs"]
+    rejected: Int[Array, "pairs"]
+    reference: PairLogps | None = None
