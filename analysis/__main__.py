@@ -1,0 +1,62 @@
+"""Draws what was run.
+
+python -m analysis <study|all> --results DIR --out DIR     figures of the finished runs
+python -m analysis claims --results DIR                    the table of claims
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from analysis import figures
+from analysis.claims import claims_table
+from jaxpref import results
+
+STUDIES = ("gradient_entanglement", "likelihood_displacement", "ranking_accuracy", "mode_seeking")
+
+
+def draw_study(study: str, folder: Path, out: Path) -> list[Path]:
+    """Figures of all finished runs of a study; `FIGURES` maps a question to its figures by name."""
+    module = importlib.import_module(f"analysis.{study}")
+    runs = [run for run in results.find_runs(folder, study) if run.stored["question"] in module.FIGURES]
+    return [
+        path
+        for run in runs
+        for path in figures.draw(run, module.FIGURES[run.stored["question"]], out / study)
+    ]
+
+
+def print_claims(folder: Path, console: Console) -> None:
+    claims = [vars(claim) for claim in results.collect_claims(folder)]
+    for study in dict.fromkeys(claim["study"] for claim in claims):
+        console.rule(study)
+        console.print(claims_table([claim for claim in claims if claim["study"] == study]))
+    console.print(f"{sum(claim['holds'] for claim in claims)} of {len(claims)} claims hold in all")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    parser.add_argument("what", choices=[*STUDIES, "all", "claims"])
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    options = parser.parse_args(args)
+    console = Console()
+    if not options.results.is_dir():
+        print(f"error: --results must be a folder of runs; got {options.results}", file=sys.stderr)
+        return 2
+    if options.what == "claims":
+        print_claims(options.results, console)
+        return 0
+    studies = STUDIES if options.what == "all" else (options.what,)
+    for study in studies:
+        for path in draw_study(study, options.results, options.out):
+            console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

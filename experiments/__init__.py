@@ -1,0 +1,1 @@
+"""One file a question: `experiments/<study>/<question>.py` with Config, PRESETS, SECONDS, CLAIMS, run."""

@@ -1,0 +1,108 @@
+"""Command line of the studies.
+
+python -m experiments list
+python -m experiments run STUDY/QUESTION [--preset toy] [--field value ...] --out DIR
+python -m experiments reproduce [--studies A B] [--preset toy] [--results DIR]
+python -m experiments claims --results DIR        (decides every claim again, from stored metrics)
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax  # noqa: E402 - the cache's place has to be known first
+import tyro  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from experiments import registry, runner  # noqa: E402
+from jaxpref import results  # noqa: E402
+
+console = Console()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description="Runs the studies.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="questions, presets and expected seconds")
+    run = commands.add_parser("run", help="one question; unknown flags are fields of its config")
+    run.add_argument("question", help="STUDY/QUESTION, see list")
+    run.add_argument("--preset", default="toy")
+    run.add_argument("--out", type=Path, required=True, help="the run folder")
+    everything = commands.add_parser("reproduce", help="all questions of the studies")
+    everything.add_argument("--studies", nargs="+", default=list(registry.STUDIES))
+    everything.add_argument("--preset", default="toy")
+    everything.add_argument("--results", type=Path, default=Path("results"))
+    claims = commands.add_parser("claims", help="decide all claims again from the stored metrics")
+    claims.add_argument("--results", type=Path, default=Path("results"))
+    return parser
+
+
+def list_questions() -> int:
+    for question in registry.questions():
+        presets = ", ".join(f"{name} ({question.seconds.get(name, 0):.0f} s)" for name in question.presets)
+        console.print(f"{question.key}: {question.title}\n    {presets}", highlight=False, markup=False)
+    return 0
+
+
+def run_one(key: str, preset: str, out: Path, fields: Sequence[str]) -> int:
+    question = registry.question(key)
+    default = question.preset(preset)
+    config = tyro.cli(
+        type(default), default=default, args=list(fields), prog=f"python -m experiments run {key}"
+    )
+    ran, claims = runner.run_question(question, preset, config, out)
+    if not ran:
+        console.print(f"{out} already holds this run; nothing was computed")
+    for claim in claims:
+        verdict = "holds" if claim.holds else "does not hold"
+        console.print(
+            f"{claim.artefact} {verdict}: {claim.claim} ({claim.value})", highlight=False, markup=False
+        )
+    return 0
+
+
+def reproduce(studies: Sequence[str], preset: str, folder: Path) -> int:
+    outcomes = runner.reproduce(registry.questions(tuple(studies)), preset, folder, console)
+    if all(outcome.how.startswith("answered") for outcome in outcomes):
+        console.print("nothing had changed: every question was answered from its finished run")
+    return int(any(outcome.how == "failed" for outcome in outcomes))
+
+
+def decide_again(folder: Path) -> int:
+    """Recomputes each verdict from metrics.jsonl; exit code 1 if one differs from the stored one."""
+    differing = 0
+    for run in results.find_runs(folder):
+        question = registry.question(f"{run.stored['study']}/{run.stored['question']}")
+        run_id = question.run_id(run.stored["preset"], question.preset(run.stored["preset"]))
+        again = [results.decide(spec, run, run_id, run.folder.name) for spec in question.claims]
+        differing += sum(stored != fresh for stored, fresh in zip(run.claims, again, strict=True))
+    console.print(f"{differing} of {len(results.collect_claims(folder))} stored verdicts differ")
+    return int(differing > 0)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    options, fields = _parser().parse_known_args(args)
+    try:
+        if options.command == "run":
+            return run_one(options.question, options.preset, options.out, fields)
+        if fields:
+            raise ValueError(f"unknown argument {fields[0]!r}; --help lists them")
+        if options.command == "list":
+            return list_questions()
+        if options.command == "claims":
+            return decide_again(options.results)
+        return reproduce(options.studies, options.preset, options.results)
+    except (ValueError, runner.Skipped) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

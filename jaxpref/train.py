@@ -1,0 +1,106 @@
+"""The train step. Pure functions; the caller jits, vmaps over seeds and places them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jaxtyping import Int, PyTree
+
+from jaxpref.pairs import PairLogps
+
+PairLogpsFn = Callable[[PyTree, Any], PairLogps]
+LossFn = Callable[[PairLogps, Any], Array]
+Metrics = dict[str, Array]
+Objective = Callable[[PyTree, Any], tuple[Array, Metrics]]
+
+
+class TrainState(NamedTuple):
+    """What must survive a step."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+
+
+def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0: these parameters, a fresh optimizer."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def pair_objective(pair_logps: PairLogpsFn, loss_fn: LossFn) -> Objective:
+    """Mean loss over the pairs of a batch, and the metrics that come with it.
+
+    `pair_logps(params, batch) -> PairLogps` is the policy; `loss_fn(policy, batch) -> [pairs]` has its
+    hyperparameters bound (`jaxpref.losses.bind`).
+    """
+
+    def objective(params: PyTree, batch: Any) -> tuple[Array, Metrics]:
+        policy = pair_logps(params, batch)
+        loss = jnp.mean(loss_fn(policy, batch))
+        return loss, {"loss": loss} | pair_metrics(policy)
+
+    return objective
+
+
+def pair_metrics(policy: PairLogps) -> Metrics:
+    """Means over the pairs, nats; `ranking/accuracy` counts a tie as right (arXiv:2405.19534, def. 2.3)."""
+    return {
+        "logps/chosen": jnp.mean(policy.chosen),
+        "logps/rejected": jnp.mean(policy.rejected),
+        "logps/margin": jnp.mean(policy.margin),
+        "ranking/accuracy": jnp.mean(policy.margin >= 0),
+    }
+
+
+def make_step(objective: Objective, optimizer: optax.GradientTransformation):
+    """Builds `step(state, batch) -> (state, metrics)` for `objective(params, batch) -> (loss, metrics)`.
+
+    All metrics, `grad_norm` among them, are those before the update.
+    """
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
+
+    return step
+
+
+def make_train_step(pair_logps: PairLogpsFn, loss_fn: LossFn, optimizer: optax.GradientTransformation):
+    """Builds `train_step(state, batch) -> (state, metrics)` for a loss over preference pairs."""
+    return make_step(pair_objective(pair_logps, loss_fn), optimizer)
+
+
+def fit(step, state: TrainState, batches: PyTree) -> tuple[TrainState, Metrics]:
+    """All steps as one scan: `batches` and the returned metrics carry a leading axis of steps."""
+    return jax.lax.scan(step, state, batches)
+
+
+def fit_fixed(step, state: TrainState, batch: PyTree, num_steps: int) -> tuple[TrainState, Metrics]:
+    """`num_steps` steps on the same batch, as one scan."""
+    return jax.lax.scan(lambda state, _: step(state, batch), state, length=num_steps)
+
+
+def batch_indices(
+    key: Array, num_examples: int, batch_size: int, num_steps: int
+) -> Int[Array, "steps batch"]:
+    """Which examples each step sees: epochs without replacement, the rest of an epoch dropped."""
+    per_epoch = num_examples // batch_size
+    if per_epoch < 1:
+        raise ValueError(f"batch_size must be at most num_examples={num_examples}; got {batch_size}")
+    epochs = jax.random.split(key, -(-num_steps // per_epoch))
+    order = jax.vmap(lambda k: jax.random.permutation(k, num_examples)[: per_epoch * batch_size])(epochs)
+    return order.reshape(-1, batch_size)[:num_steps]
+
+
+def torch_rmsprop(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """RMSProp as torch.optim has it and the papers used it: decay 0.99, eps outside the square root.
+
+    optax's own defaults differ in both (0.9, inside). Neither corrects the bias: the first update is
+    10 times the learning rate in every coordinate.
+    """
+    return optax.rmsprop(learning_rate, decay=0.99, eps=1e-8, eps_in_sqrt=False, initial_scale=0.0)
