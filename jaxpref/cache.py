@@ -1,7 +1,6 @@
 """Where files that can be had again are kept, and how one is put there whole or not at all."""
 
 import contextlib
-import hashlib
 import os
 import sys
 import tempfile
@@ -31,9 +30,3 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

