@@ -1,0 +1,86 @@
+"""Objectives of preference learning: pure functions of log-probabilities, one value per pair."""
+
+from jaxpref.losses.ablations import (
+    ipo_nsr_loss,
+    ratio_ablation_loss,
+    ratio_unlikelihood_loss,
+    unlikelihood_nsr_loss,
+)
+from jaxpref.losses.likelihood import rpo_iter_loss, rpo_reg_loss, sft_loss, unlikelihood_loss
+from jaxpref.losses.pairwise import (
+    cdpo_loss,
+    dpo_hinge_loss,
+    dpo_loss,
+    dpop_loss,
+    exo_pair_loss,
+    ipo_loss,
+    ipo_mean_loss,
+    r_dpo_len_loss,
+    rdpo_loss,
+    sigmoid_norm_loss,
+)
+from jaxpref.losses.reference_free import (
+    cpo_loss,
+    cpo_sum_loss,
+    odds_loss,
+    orpo_loss,
+    rrhf_loss,
+    simpo_loss,
+    slic_hf_loss,
+)
+from jaxpref.losses.separable import (
+    apo_down_loss,
+    apo_zero_loss,
+    bco_loss,
+    bco_pair_loss,
+    kto_loss,
+    kto_pair_loss,
+    nca_pair_loss,
+    sppo_hard_loss,
+)
+from jaxpref.losses.table import LOSSES, Objective, bind, get, listing, markdown_table
+from jaxpref.losses.weights import GradientWeights, gradient_weights
+
+__all__ = [
+    "LOSSES",
+    "GradientWeights",
+    "Objective",
+    "apo_down_loss",
+    "apo_zero_loss",
+    "bco_loss",
+    "bco_pair_loss",
+    "bind",
+    "cdpo_loss",
+    "cpo_loss",
+    "cpo_sum_loss",
+    "dpo_hinge_loss",
+    "dpo_loss",
+    "dpop_loss",
+    "exo_pair_loss",
+    "get",
+    "gradient_weights",
+    "ipo_loss",
+    "ipo_mean_loss",
+    "ipo_nsr_loss",
+    "kto_loss",
+    "kto_pair_loss",
+    "listing",
+    "markdown_table",
+    "nca_pair_loss",
+    "odds_loss",
+    "orpo_loss",
+    "r_dpo_len_loss",
+    "ratio_ablation_loss",
+    "ratio_unlikelihood_loss",
+    "rdpo_loss",
+    "rpo_iter_loss",
+    "rpo_reg_loss",
+    "rrhf_loss",
+    "sft_loss",
+    "sigmoid_norm_loss",
+    "simpo_loss",
+    "slic_hf_loss",
+    "sppo_hard_loss",
+    "unlikelihood_loss",
+    "unlikelihood_nsr_loss",
+]

@@ -1,0 +1,84 @@
+"""What DPO's reference does, taken apart: scaled, dropped, or traded for unlikelihood.
+
+The variants of Chen et al. 2024, "Preference learning algorithms do not learn preference rankings",
+arXiv:2405.19534, as in the authors' trainer. Dropping the reference altogether is `ratio_ablation_loss`
+at alpha = 0.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jaxpref.losses.hyperparameters import Positive, Real
+from jaxpref.losses.quantities import log1mexp
+from jaxpref.pairs import PairLogps
+
+
+def ratio_ablation_loss(
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, alpha: Real = 1.0
+) -> Float[Array, "pairs"]:
+    """DPO with its reference scaled: -log sigma(beta (policy margin - alpha reference margin)).
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: weight of the implicit KL penalty, > 0.
+      alpha: share of the reference margin that is kept; the paper's gamma. 1 is DPO, 0 has no reference.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: Chen et al. 2024, arXiv:2405.19534; the trainer's `alpha_scaling`.
+    """
+    return -jax.nn.log_sigmoid(beta * (policy.margin - alpha * reference.margin))
+
+
+def ipo_nsr_loss(policy: PairLogps, *, tau: Positive = 0.1) -> Float[Array, "pairs"]:
+    """IPO without a reference: (m - 1/(2 tau))^2, m = policy margin.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      tau: the target of m is 1/(2 tau) nats, > 0.
+
+    Returns:
+      Loss of each pair, [pairs], nats squared.
+
+    References: Chen et al. 2024, arXiv:2405.19534; the trainer's `ipo_nsr`.
+    """
+    return jnp.square(policy.margin - 1 / (2 * tau))
+
+
+def ratio_unlikelihood_loss(
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1
+) -> Float[Array, "pairs"]:
+    """DPO that lowers p_l through log(1 - p_l): -log sigma(beta (a_w + log(1 - p_l) - ref_l)).
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats. Its rejected side enters as log p, not as
+        log(1 - p): asymmetric in the trainer, kept as found.
+      beta: scale of the reward, > 0.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: Chen et al. 2024, arXiv:2405.19534; the trainer's `unlikelihood`.
+    """
+    chosen_ratio = policy.chosen - reference.chosen
+    return -jax.nn.log_sigmoid(beta * (chosen_ratio + log1mexp(policy.rejected) - reference.rejected))
+
+
+def unlikelihood_nsr_loss(policy: PairLogps, *, beta: Positive = 0.1) -> Float[Array, "pairs"]:
+    """`ratio_unlikelihood_loss` without a reference: -log sigma(beta (lp_w + log(1 - p_l))).
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+      beta: scale of the reward, > 0.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: Chen et al. 2024, arXiv:2405.19534; the trainer's `no_sft_ratio_w_unlikelihood`.
+    """
+    return -jax.nn.log_sigmoid(beta * (policy.chosen + log1mexp(policy.rejected)))

@@ -1,0 +1,93 @@
+"""Losses with likelihood at the center: maximum likelihood, its opposite, and DPO held up by it."""
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jaxpref.losses.hyperparameters import NonNegative, Positive
+from jaxpref.losses.pairwise import dpo_loss
+from jaxpref.losses.quantities import log1mexp, mean_logps
+from jaxpref.pairs import PairLengths, PairLogps, PairTokenLogps
+
+
+def sft_loss(policy: PairLogps, lengths: PairLengths) -> Float[Array, "pairs"]:
+    """Negative log-likelihood of the chosen response, so scaled that the MEAN over pairs is the token mean.
+
+    -lp_w pairs / (chosen tokens of the batch). A batch loss: every chosen token of the batch weighs the
+    same, so long responses weigh more than in a mean of per-response means.
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+      lengths: response tokens, [pairs]; the rejected ones are not looked at.
+
+    Returns:
+      Loss of each pair, [pairs], nats per token.
+
+    References: maximum likelihood; TRL `sft`.
+    """
+    tokens_per_pair = jnp.sum(lengths.chosen) / lengths.chosen.shape[0]
+    return -policy.chosen / jnp.maximum(tokens_per_pair, 1)
+
+
+def unlikelihood_loss(policy: PairTokenLogps, *, alpha: NonNegative = 1.0) -> Float[Array, "pairs"]:
+    """Likelihood of the chosen, unlikelihood of the rejected tokens: -sum log p_w - alpha sum log(1 - p_l).
+
+    Args:
+      policy: token log-probabilities under the policy in training, [pairs, tokens], nats.
+      alpha: weight of the unlikelihood term, >= 0.
+
+    Returns:
+      Loss of each pair, summed over its tokens, [pairs], nats; finite at token probability 1.
+
+    References: Welleck et al. 2019, arXiv:1908.04319.
+    """
+    likelihood = jnp.sum(jnp.where(policy.chosen_mask, policy.chosen, 0.0), axis=-1)
+    unlikelihood = jnp.sum(jnp.where(policy.rejected_mask, log1mexp(policy.rejected), 0.0), axis=-1)
+    return -likelihood - alpha * unlikelihood
+
+
+def rpo_reg_loss(
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.01, eta: NonNegative = 0.005
+) -> Float[Array, "pairs"]:
+    """Regularized preference optimization: -log sigma(beta h) - eta beta lp_w, summed likelihood.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: weight of the implicit KL penalty, > 0.
+      eta: weight of the likelihood term, in units of beta, >= 0. 0 is DPO.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: Liu et al. 2024, arXiv:2405.16436, as in the authors' alignment-handbook code.
+    """
+    return dpo_loss(policy, reference, beta=beta) - eta * beta * policy.chosen
+
+
+def rpo_iter_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    lengths: PairLengths,
+    *,
+    beta: Positive = 0.1,
+    alpha: NonNegative = 1.0,
+) -> Float[Array, "pairs"]:
+    """Iterative reasoning preference optimization: -log sigma(beta h) - alpha lp_w/|y_w|.
+
+    The likelihood term is the response's own token mean, as in the paper. TRL's `rpo_alpha` averages
+    over all chosen tokens of the batch, so long responses weigh more there.
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+      reference: under the frozen reference, summed over tokens, [pairs], nats.
+      lengths: response tokens, [pairs].
+      beta: weight of the implicit KL penalty, > 0.
+      alpha: weight of the likelihood term, >= 0. 0 is DPO.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: Pang et al. 2024, arXiv:2404.19733.
+    """
+    return dpo_loss(policy, reference, beta=beta) - alpha * mean_logps(policy, lengths).chosen

@@ -1,0 +1,139 @@
+"""Losses of the policy alone: the margin, per token or in odds, with a likelihood term on the chosen."""
+
+import jax
+from jax import Array
+from jaxtyping import Float
+
+from jaxpref.losses.hyperparameters import NonNegative, Positive, Real
+from jaxpref.losses.quantities import log_odds, mean_logps
+from jaxpref.pairs import PairLengths, PairLogps
+
+
+def simpo_loss(
+    policy: PairLogps, lengths: PairLengths, *, beta: Positive = 2.0, gamma: Real = 0.5
+) -> Float[Array, "pairs"]:
+    """Simple preference optimization: -log sigma(beta (lp_w/|y_w| - lp_l/|y_l|) - gamma).
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+      lengths: response tokens, [pairs].
+      beta: scale of the per-token reward, > 0; 2 to 2.5, or 10.
+      gamma: target reward margin, nats. Code that takes `gamma_beta_ratio` means gamma / beta.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: Meng et al. 2024, arXiv:2405.14734, eq. 6.
+    """
+    return -jax.nn.log_sigmoid(beta * mean_logps(policy, lengths).margin - gamma)
+
+
+def cpo_loss(
+    policy: PairLogps, lengths: PairLengths, *, beta: Positive = 0.1, alpha: NonNegative = 1.0
+) -> Float[Array, "pairs"]:
+    """Contrastive preference optimization: -log sigma(beta m) - alpha lp_w/|y_w|, m = policy margin.
+
+    The likelihood term is the response's own token mean. TRL's is the mean over all chosen tokens of
+    the batch: the same where lengths are equal, heavier on long responses elsewhere.
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+      lengths: response tokens, [pairs].
+      beta: scale of the reward, > 0.
+      alpha: weight of the likelihood term, >= 0. 0 is DPO with a uniform reference.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: Xu et al. 2024, arXiv:2401.08417; TRL `CPOTrainer`, `sigmoid` with `cpo_alpha`.
+    """
+    likelihood = mean_logps(policy, lengths).chosen
+    return -jax.nn.log_sigmoid(beta * policy.margin) - alpha * likelihood
+
+
+def cpo_sum_loss(policy: PairLogps, *, beta: Positive = 0.1, lam: NonNegative = 1.0) -> Float[Array, "pairs"]:
+    """CPO with the SUMMED likelihood of the chosen response: -log sigma(beta m) - lam lp_w.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      beta: scale of the reward, > 0.
+      lam: weight of the likelihood term, >= 0; `cpo_loss` at alpha = lam |y_w|.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: the CPO row of Yuan et al. 2024, arXiv:2410.13828, table 2.
+    """
+    return -jax.nn.log_sigmoid(beta * policy.margin) - lam * policy.chosen
+
+
+def slic_hf_loss(
+    policy: PairLogps, *, delta: Positive = 1.0, lam: NonNegative = 0.1
+) -> Float[Array, "pairs"]:
+    """Sequence likelihood calibration: max(0, delta - m) - lam lp_w, m = policy margin.
+
+    The regularizer's target is the chosen response, summed over tokens. The paper's is a response of
+    the fine-tuned model; HALOs adds the chosen likelihood token by token.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      delta: margin asked for, nats, > 0.
+      lam: weight of the likelihood term, >= 0. 0 leaves the calibration hinge alone.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: Zhao et al. 2023, arXiv:2305.10425.
+    """
+    return jax.nn.relu(delta - policy.margin) - lam * policy.chosen
+
+
+def rrhf_loss(policy: PairLogps, lengths: PairLengths, *, lam: NonNegative = 1.0) -> Float[Array, "pairs"]:
+    """RRHF for two responses: max(0, lp_l/|y_l| - lp_w/|y_w|) - lam lp_w.
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+      lengths: response tokens, [pairs].
+      lam: weight of the likelihood of the better response, >= 0.
+
+    Returns:
+      Loss of each pair, [pairs], nats; only the likelihood term once the order is right.
+
+    References: Yuan et al. 2023, arXiv:2304.05302.
+    """
+    return jax.nn.relu(-mean_logps(policy, lengths).margin) - lam * policy.chosen
+
+
+def orpo_loss(policy: PairLogps, lengths: PairLengths, *, lam: NonNegative = 0.1) -> Float[Array, "pairs"]:
+    """Odds ratio preference optimization: -lp_w/|y_w| - lam log sigma(lo_w - lo_l).
+
+    lo = log(p / (1 - p)) with p = exp(lp / |y|). The likelihood term is the response's own token mean;
+    TRL, Tunix and the authors' code average over prompt and response tokens of the batch.
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+      lengths: response tokens, [pairs].
+      lam: the paper's lambda, weight of the odds term, >= 0. TRL's `beta`.
+
+    Returns:
+      Loss of each pair, [pairs], nats; value and gradient finite at log-probability 0.
+
+    References: Hong et al. 2024, arXiv:2403.07691, eqs. 6 and 7.
+    """
+    means = mean_logps(policy, lengths)
+    log_odds_ratio = log_odds(means.chosen) - log_odds(means.rejected)
+    return -means.chosen - lam * jax.nn.log_sigmoid(log_odds_ratio)
+
+
+def odds_loss(policy: PairLogps) -> Float[Array, "pairs"]:
+    """Plain odds ratio of whole responses: -log sigma(lo_w - lo_l), lo = log(p / (1 - p)), p = exp(lp).
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: ORPO (arXiv:2403.07691) without lengths and likelihood, to tell their effects apart.
+    """
+    return -jax.nn.log_sigmoid(log_odds(policy.chosen) - log_odds(policy.rejected))

@@ -1,0 +1,201 @@
+"""Losses that look at each response on its own, so that absolute log-ratios matter, not their difference.
+
+`apo_down_loss` keeps one term of the difference; it stands here beside its sibling.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jaxpref.losses.hyperparameters import NonNegative, Positive, Real
+from jaxpref.losses.quantities import logratios
+from jaxpref.pairs import PairLogps
+
+
+def rewards(policy: PairLogps, reference: PairLogps, beta: Positive) -> PairLogps:
+    """Implicit rewards, `beta * logratio`, of both responses, [pairs], nats."""
+    ratio = logratios(policy, reference)
+    return PairLogps(beta * ratio.chosen, beta * ratio.rejected)
+
+
+def sppo_hard_loss(
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 1e-3
+) -> Float[Array, "pairs"]:
+    """Self-play preference optimization, hard labels: (a_w - 1/(2 beta))^2 + (a_l + 1/(2 beta))^2.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the previous iterate, [pairs], nats.
+      beta: inverse of the paper's eta, > 0.
+
+    Returns:
+      Loss of each pair, [pairs], nats squared. As in TRL; the authors' code and table 2 of
+      arXiv:2410.13828 take half of it.
+
+    References: Wu et al. 2024, arXiv:2405.00675; TRL `sppo_hard`.
+    """
+    ratio = logratios(policy, reference)
+    target = 1 / (2 * beta)
+    return jnp.square(ratio.chosen - target) + jnp.square(ratio.rejected + target)
+
+
+def kto_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: Positive = 0.1,
+    kl: Real = 0.0,
+    desirable_weight: NonNegative = 1.0,
+    undesirable_weight: NonNegative = 1.0,
+) -> Float[Array, "pairs"]:
+    """Kahneman-Tversky optimization: lambda_D sigma(-beta (a_w - K)) + lambda_U sigma(beta (a_l - K)).
+
+    The chosen response is the desirable example, the rejected one the undesirable; K = max(0, kl).
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: scale of the reward, > 0.
+      kl: estimate of KL(policy, reference), nats; detached, and 0 where negative. A z0 in units of
+        reward, as in table 2 of arXiv:2410.13828, is beta kl.
+      desirable_weight: lambda_D, >= 0.
+      undesirable_weight: lambda_U, >= 0.
+
+    Returns:
+      Loss of each pair, both terms added, [pairs]; in (0, lambda_D + lambda_U), no unit.
+
+    References: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8.
+    """
+    offset = jax.lax.stop_gradient(beta * jnp.maximum(kl, 0.0))
+    reward = rewards(policy, reference, beta)
+    desirable = desirable_weight * jax.nn.sigmoid(offset - reward.chosen)
+    undesirable = undesirable_weight * jax.nn.sigmoid(reward.rejected - offset)
+    return desirable + undesirable
+
+
+def kto_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Float[Array, "pairs"]:
+    """KTO of pairs: sigma(-beta (a_w - K_l)) + sigma(beta (a_l - K_w)), K = max(0, batch mean of a).
+
+    Each side is compared with the other side's K. A batch loss: K is the mean over the pairs given.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: scale of the reward, > 0.
+
+    Returns:
+      Loss of each pair, both terms added, [pairs]; in (0, 2), no unit. K is detached, as in the paper;
+      TRL 0.7.11, where the name comes from, let gradients through K and kept the terms apart.
+
+    References: Ethayarajh et al. 2024, arXiv:2402.01306; TRL 0.7.11 `kto_pair`.
+    """
+    reward = rewards(policy, reference, beta)
+    baseline = jax.tree.map(lambda r: jax.lax.stop_gradient(jax.nn.relu(jnp.mean(r))), reward)
+    desirable = jax.nn.sigmoid(baseline.rejected - reward.chosen)
+    return desirable + jax.nn.sigmoid(reward.rejected - baseline.chosen)
+
+
+def bco_pair_loss(
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.01, delta: Real = 0.0
+) -> Float[Array, "pairs"]:
+    """Binary classifier optimization of pairs: softplus(-(r_w - delta)) + softplus(r_l - delta).
+
+    An upper bound of the DPO loss for every delta, tightest at delta = (r_w + r_l) / 2.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: scale of the reward r = beta a, > 0. TRL uses 0.1.
+      delta: reward shift, nats; detached. A running mean of rewards, or 0 as in TRL since 0.29.
+
+    Returns:
+      Loss of each pair, [pairs], nats.
+
+    References: Jung et al. 2024, arXiv:2404.04656; TRL `bco_pair`.
+    """
+    reward = rewards(policy, reference, beta)
+    shift = jax.lax.stop_gradient(delta)
+    return jax.nn.softplus(shift - reward.chosen) + jax.nn.softplus(reward.rejected - shift)
+
+
+def bco_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: Positive = 0.01,
+    undesirable_weight: NonNegative = 1.0,
+) -> Float[Array, "pairs"]:
+    """BCO with the paper's shift: softplus(delta - r_w) + w softplus(r_l - delta), delta from the batch.
+
+    delta = (mean r_w + mean r_l) / 2 over the pairs given, detached: a batch loss. The paper's shift is
+    a running mean; `bco_pair_loss` takes it as an argument.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: scale of the reward r = beta a, > 0.
+      undesirable_weight: w, the density ratio of underlying distribution matching, >= 0.
+
+    Returns:
+      Loss of each pair, both terms added, [pairs], nats.
+
+    References: Jung et al. 2024, arXiv:2404.04656.
+    """
+    reward = rewards(policy, reference, beta)
+    delta = jax.lax.stop_gradient(jnp.mean(reward.chosen) + jnp.mean(reward.rejected)) / 2
+    undesirable = jax.nn.softplus(reward.rejected - delta)
+    return jax.nn.softplus(delta - reward.chosen) + undesirable_weight * undesirable
+
+
+def nca_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.01) -> Float[Array, "pairs"]:
+    """Noise contrastive alignment of pairs: softplus(-r_w) + softplus(r_w)/2 + softplus(r_l)/2.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: scale of the reward r = beta a, > 0. TRL uses 0.1.
+
+    Returns:
+      Loss of each pair, [pairs], nats; the chosen terms are stationary at r_w = log 2.
+
+    References: Chen et al. 2024, arXiv:2402.05369; TRL `nca_pair`.
+    """
+    reward = rewards(policy, reference, beta)
+    noise = jax.nn.softplus(reward.chosen) + jax.nn.softplus(reward.rejected)
+    return jax.nn.softplus(-reward.chosen) + 0.5 * noise
+
+
+def apo_zero_loss(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Float[Array, "pairs"]:
+    """Anchored preference optimization, zero: sigma(-r_w) + sigma(r_l), r = beta a. KTO at K = 0.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: scale of the reward, > 0.
+
+    Returns:
+      Loss of each pair, [pairs]; in (0, 2), no unit. For chosen responses better than the policy's own.
+
+    References: D'Oosterlinck et al. 2024, arXiv:2408.06266; TRL `apo_zero`.
+    """
+    reward = rewards(policy, reference, beta)
+    return jax.nn.sigmoid(-reward.chosen) + jax.nn.sigmoid(reward.rejected)
+
+
+def apo_down_loss(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Float[Array, "pairs"]:
+    """Anchored preference optimization, down: sigma(r_w) + sigma(-(r_w - r_l)), r = beta a.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: scale of the reward, > 0.
+
+    Returns:
+      Loss of each pair, [pairs]; in (0, 2), no unit. For a policy already better than the chosen
+      responses: it lowers both, the rejected more.
+
+    References: D'Oosterlinck et al. 2024, arXiv:2408.06266; TRL `apo_down`.
+    """
+    reward = rewards(policy, reference, beta)
+    return jax.nn.sigmoid(reward.chosen) + jax.nn.sigmoid(-reward.margin)
