@@ -1,0 +1,54 @@
+# make reproduce   the four studies at toy scale and the real model, then claims and figures
+# make test        the tests
+# make check       style and types
+# PYTHON=python3.12 chooses the interpreter; OFFLINE=1 leaves the real model out
+PYTHON ?= python3
+BIN := .venv/bin
+RESULTS ?= results
+FIGURES ?= figures
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
+
+.PHONY: reproduce test test-slow check clean real-model
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: PYTHON must be 3.11 or newer; got $$($(PYTHON) --version)"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@ .venv/.runtime
+
+# Every step runs even if one before it failed: a failed study costs its own results, no other's.
+reproduce: .venv/.runtime real-model
+	@status=0; \
+	$(BIN)/python -m experiments reproduce --preset toy --results $(RESULTS) || status=$$?; \
+	$(BIN)/python -m analysis claims --results $(RESULTS) || status=$$?; \
+	$(BIN)/python -m analysis all --results $(RESULTS) --out $(FIGURES) || status=$$?; \
+	exit $$status
+
+# The weights (98 MB, once) and eight real pairs under them. Without a network: one line, and on.
+real-model: .venv/.runtime
+	@if [ -n "$(OFFLINE)" ]; then echo "OFFLINE is set: the real model is left out"; \
+	elif $(BIN)/jaxpref fetch smollm2-135m; then \
+	  $(BIN)/jaxpref score --model smollm2-135m --pairs jaxpref/data/examples/politeness_pairs.jsonl \
+	    --limit 8 --out $(RESULTS)/score/politeness_pairs; \
+	else echo "the weights could not be fetched: going on without the real model"; fi
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .jax_cache $(FIGURES) build *.egg-info

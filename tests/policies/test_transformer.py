@@ -1,0 +1,137 @@
+"""The transformer: causal, indifferent to padding and batch order, and sampling what it says it does."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpref import logps
+from jaxpref.pairs import TokenPairs, TokenRows
+from jaxpref.policies import transformer
+
+CONFIG = transformer.TransformerConfig(
+    vocab=23, dim=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_dim=40
+)  # fmt: skip
+PARAMS = transformer.init(jax.random.key(0), CONFIG)
+ROW_LOGPS = jax.jit(functools.partial(transformer.row_token_logps, config=CONFIG))
+
+
+def rows(num: int = 3, length: int = 9, seed: int = 1) -> TokenRows:
+    tokens = jax.random.randint(jax.random.key(seed), (num, length), 0, CONFIG.vocab)
+    position = jnp.arange(length)
+    return TokenRows(tokens, jnp.broadcast_to((position >= 4) & (position < 8), tokens.shape))
+
+
+def test_token_logps_are_a_float64_softmax_of_the_logits_one_step_earlier():
+    batch = rows()
+    scores = np.asarray(transformer.logits(PARAMS, batch.tokens, config=CONFIG), np.float64)
+    expected = np.zeros(batch.tokens.shape)
+    for row, t in itertools.product(range(3), range(4, 8)):
+        before = scores[row, t - 1]
+        expected[row, t] = before[batch.tokens[row, t]] - np.log(np.exp(before).sum())
+    np.testing.assert_allclose(ROW_LOGPS(PARAMS, batch), expected, atol=2e-6)
+
+
+def test_the_first_token_of_a_row_is_given_not_predicted():
+    batch = rows()._replace(response_mask=jnp.ones((3, 9), bool))
+    assert np.all(np.asarray(ROW_LOGPS(PARAMS, batch))[:, 0] == 0)
+
+
+def test_what_comes_later_changes_nothing_before_it():
+    tokens = rows().tokens
+    changed = tokens.at[:, 6:].set((tokens[:, 6:] + 1) % CONFIG.vocab)
+    first, second = (transformer.hidden(PARAMS, t, config=CONFIG) for t in (tokens, changed))
+    np.testing.assert_array_equal(first[:, :6], second[:, :6])
+    assert not np.allclose(first[:, 6:], second[:, 6:])
+
+
+def test_padding_and_its_ids_change_nothing():
+    batch = rows()
+    padded = TokenRows(*(jnp.pad(x, ((0, 0), (0, 5)), constant_values=v) for x, v in zip(batch, (7, False))))
+    np.testing.assert_allclose(ROW_LOGPS(PARAMS, padded)[:, :9], ROW_LOGPS(PARAMS, batch), atol=1e-6)
+
+
+def test_the_order_of_the_batch_changes_nothing():
+    batch, order = rows(), jnp.array([2, 0, 1])
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    np.testing.assert_allclose(ROW_LOGPS(PARAMS, shuffled), ROW_LOGPS(PARAMS, batch)[order], atol=1e-6)
+
+
+def test_pair_logps_are_both_rows_on_their_own():
+    batch = TokenPairs(rows(seed=1), rows(seed=2))
+    policy = transformer.pair_logps(PARAMS, batch, config=CONFIG)
+    np.testing.assert_allclose(policy.chosen, ROW_LOGPS(PARAMS, batch.chosen).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(policy.rejected, ROW_LOGPS(PARAMS, batch.rejected).sum(-1), rtol=1e-5)
+    np.testing.assert_array_equal(batch.lengths.chosen, [4, 4, 4])
+
+
+def test_rope_makes_scores_depend_on_distance_alone():
+    """q at t and k at s, equal vectors everywhere: their product may depend on t - s only."""
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(3), (1, 1, 1, 8)), (1, 6, 1, 8))
+    turned = np.asarray(transformer.rope(x, 100.0))[0, :, 0]
+    scores = turned @ turned.T
+    for distance in range(6):
+        diagonal = np.diagonal(scores, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4)
+
+
+def test_untied_models_have_an_unembedding_of_their_own():
+    untied = transformer.init(jax.random.key(0), dataclasses.replace(CONFIG, tied=False))
+    assert set(untied) - set(PARAMS) == {"unembedding"}
+
+
+def test_recomputing_layers_changes_no_gradient():
+    batch = rows()
+
+    def loss(params, config):
+        return transformer.row_token_logps(params, batch, config=config).sum()
+
+    plain = jax.grad(loss)(PARAMS, CONFIG)
+    remat = jax.grad(loss)(PARAMS, dataclasses.replace(CONFIG, remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, remat)
+
+
+def test_samples_come_with_the_probabilities_of_pair_logps():
+    """A vocabulary of 3 and two tokens: 9 responses, counted against their exact probabilities."""
+    config = transformer.tiny(3, dim=8, layers=1, heads=2)
+    params = transformer.init(jax.random.key(5), config)
+    prompts, num = jnp.zeros((1, 2), int), 4000
+    drawn = transformer.sample(
+        params, jax.random.key(6), jnp.repeat(prompts, num, 0), config=config, num_tokens=2
+    )
+    counts = np.bincount(np.asarray(drawn.tokens[:, 2] * 3 + drawn.tokens[:, 3]), minlength=9) / num
+    every = jnp.array([[0, 0, a, b] for a in range(3) for b in range(3)])
+    table = TokenRows(every, jnp.broadcast_to(jnp.arange(4) >= 2, every.shape))
+    exact = np.exp(np.asarray(transformer.row_token_logps(params, table, config=config)).sum(-1))
+    np.testing.assert_allclose(exact.sum(), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(counts, exact, atol=0.03)  # four standard errors at p = 1/2
+
+
+def test_a_response_ends_with_its_first_end_token():
+    prompts = jnp.ones((64, 2), int)
+    drawn = transformer.sample(PARAMS, jax.random.key(2), prompts, config=CONFIG, num_tokens=12, end_token=4)
+    for tokens, mask in zip(np.asarray(drawn.tokens), np.asarray(drawn.response_mask), strict=True):
+        response = tokens[mask]
+        assert 4 not in response[:-1] and not mask[:2].any()
+        assert response[-1] == 4 or len(response) == 12
+        assert mask[2 : 2 + len(response)].all()
+    assert 4 in np.asarray(drawn.tokens)
+
+
+def test_the_state_that_predicts_a_token_stands_before_it():
+    mask = logps.predicting_mask(rows(num=1))
+    np.testing.assert_array_equal(np.flatnonzero(mask[0]), [3, 4, 5, 6])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("kv_heads", 3, "kv_heads must divide heads=4; got 3"), ("head_dim", 5, "head_dim must be even"),
+     ("vocab", 0, "vocab must be at least 1; got 0")],
+)  # fmt: skip
+def test_a_config_out_of_range_names_field_rule_and_value(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **{field: value})
