@@ -1,0 +1,295 @@
+"""Preference pairs from JSON lines or Parquet, in the formats of TRL, checked line by line.
+
+    standard         prompt, chosen, rejected: strings
+    implicit prompt  chosen, rejected: the prompt is the prefix that they share
+    conversational   lists of {role, content}; `messages` may stand for `prompt`, and a string for a
+                     list of one assistant message
+    tokenized        prompt_ids, chosen_ids, rejected_ids: lists of integers
+
+Optional columns: chosen_score, rejected_score, votes_chosen, votes_rejected, weight, id. Others are ignored,
+and so are blank lines. A written-out prompt may be empty only where the caller allows it.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxpref import results
+from jaxpref.data.tokenizer import Message
+
+SCORES = ("chosen_score", "rejected_score")
+COUNTS = ("votes_chosen", "votes_rejected")
+
+
+class PairsFileError(ValueError):
+    """A pairs file that cannot be used: which file, which line (or Parquet row), and why."""
+
+    def __init__(self, path: str | os.PathLike[str], line: int | None, reason: str):
+        self.path, self.line, self.reason = Path(path), line, reason
+        super().__init__(f"{path}: {reason}" if line is None else f"{path}, line {line}: {reason}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPair:
+    """Prompt and responses as they stand, without a template."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatPair:
+    """A conversation and two ways to go on with it."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class IdPair:
+    """Prompt and responses as token ids."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairRecord:
+    """One pair of a file; `columns` holds those optional columns that the line has."""
+
+    line: int  # counted from 1; of a Parquet file the row
+    id: str  # the line's number where the file names none
+    pair: TextPair | ChatPair | IdPair
+    columns: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadLine:
+    line: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsFile:
+    """The good lines of a file in their order, and the bad ones if these were to be skipped."""
+
+    path: Path
+    sha256: str
+    records: tuple[PairRecord, ...]
+    bad: tuple[BadLine, ...]
+
+
+def read_pairs(path: str | Path, *, skip_bad: bool = False, allow_empty_prompt: bool = False) -> PairsFile:
+    """Reads and checks a whole file.
+
+    Args:
+      path: JSON lines or Parquet, told apart by content.
+      skip_bad: collect malformed lines in `bad` rather than stop at the first.
+      allow_empty_prompt: take `"prompt": ""` as it is; else it is an error, being mostly a lost field.
+
+    Raises:
+      PairsFileError: names file, line and reason; also if no good line is left.
+    """
+    path = Path(path)
+    records, bad = [], []
+    for line, row in _rows(path):
+        try:
+            records.append(_record(line, row, allow_empty_prompt=allow_empty_prompt))
+        except _BadLineError as error:
+            if not skip_bad:
+                raise PairsFileError(path, line, str(error)) from error
+            bad.append(BadLine(line=line, reason=str(error)))
+    if not records:
+        raise PairsFileError(
+            path, None, f"it holds no pair ({len(bad)} bad lines)" if bad else "it holds no pair"
+        )
+    return PairsFile(path=path, sha256=results.file_sha256(path), records=tuple(records), bad=tuple(bad))
+
+
+class _BadLineError(ValueError):
+    """Why a line is no pair; becomes a `PairsFileError` or a `BadLine`."""
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers with the line's bytes, or with the row's dict."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PAR1":
+                file.seek(0)
+                yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+                return
+        yield from enumerate(pq.read_table(path).to_pylist(), 1)
+    except OSError as error:  # Arrow's reading errors are among them
+        raise PairsFileError(path, None, f"cannot be read: {error.strerror or error}") from error
+    except pa.ArrowException as error:
+        raise PairsFileError(path, None, f"is a damaged Parquet file: {error}") from error
+
+
+def _record(line: int, row: bytes | dict[str, Any], *, allow_empty_prompt: bool) -> PairRecord:
+    fields = _parse(row, first=line == 1) if isinstance(row, bytes) else row
+    fields = {key: value for key, value in fields.items() if value is not None}  # Parquet has no "absent"
+    pair = _pair(fields, allow_empty_prompt=allow_empty_prompt)
+    return PairRecord(line=line, id=_id(fields, line), pair=pair, columns=_columns(fields))
+
+
+def _parse(line: bytes, *, first: bool) -> dict[str, Any]:
+    try:
+        text = line.decode("utf-8-sig" if first else "utf-8")
+        value = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise _BadLineError(f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        raise _BadLineError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise _BadLineError(f"a pair must be a JSON object; got {_kind(value)}")
+    return value
+
+
+def _pair(fields: dict[str, Any], *, allow_empty_prompt: bool) -> TextPair | ChatPair | IdPair:
+    if "chosen_ids" in fields or "rejected_ids" in fields:
+        pair: TextPair | ChatPair | IdPair = IdPair(
+            *(_ids(fields, f"{n}_ids") for n in ("prompt", "chosen", "rejected"))
+        )
+        written_out = True
+    else:
+        pair, written_out = _text_or_chat(fields)
+    if written_out and not pair.prompt and not allow_empty_prompt:
+        raise _BadLineError("prompt must not be empty (--allow-empty-prompt takes it as it is)")
+    for name in ("chosen", "rejected"):
+        if not getattr(pair, name):
+            raise _BadLineError(f"{name} must not be empty")
+    if pair.chosen == pair.rejected:
+        raise _BadLineError("chosen and rejected must differ; they are identical")
+    return pair
+
+
+def _text_or_chat(fields: dict[str, Any]) -> tuple[TextPair | ChatPair, bool]:
+    """The pair, and whether its prompt was written out."""
+    chosen, rejected = _field(fields, "chosen"), _field(fields, "rejected")
+    prompt_name = "messages" if "messages" in fields else "prompt"
+    if prompt_name not in fields:
+        return _implicit(chosen, rejected), False
+    if isinstance(fields[prompt_name], str):
+        return TextPair(*(_text(fields, name) for name in (prompt_name, "chosen", "rejected"))), True
+    prompt = _messages(fields[prompt_name], prompt_name)
+    if prompt and prompt[-1]["role"] == "assistant":
+        raise _BadLineError(f"{prompt_name} must not end with a message of the assistant")
+    return ChatPair(prompt, _reply(chosen, "chosen"), _reply(rejected, "rejected")), True
+
+
+def _implicit(chosen: Any, rejected: Any) -> TextPair | ChatPair:
+    """The prompt is what both begin with; a response is never left empty, nor begins after its space."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        _unicode(chosen, "chosen"), _unicode(rejected, "rejected")
+        cut = _common(chosen, rejected)
+        cut -= cut > 0 and chosen[cut - 1] == " "
+        return TextPair(chosen[:cut], chosen[cut:], rejected[cut:])
+    first, second = _messages(chosen, "chosen"), _messages(rejected, "rejected")
+    cut = _common(first, second)
+    return ChatPair(first[:cut], first[cut:], second[cut:])
+
+
+def _common(first: Any, second: Any) -> int:
+    """Length of the common prefix, one short of the shorter where it is all of it."""
+    shorter = min(len(first), len(second))
+    same = next((i for i in range(shorter) if first[i] != second[i]), shorter)
+    return max(min(same, shorter - 1), 0)
+
+
+def _field(fields: dict[str, Any], name: str) -> Any:
+    if name not in fields:
+        raise _BadLineError(
+            f"field {name} is missing; the line has {', '.join(sorted(fields)) or 'no field'}"
+        )
+    return fields[name]
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = _field(fields, name)
+    if not isinstance(value, str):
+        raise _BadLineError(f"{name} must be a string; got {_kind(value)}")
+    return _unicode(value, name)
+
+
+def _unicode(value: str, name: str) -> str:
+    """JSON can spell half a surrogate pair, which is no text."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _BadLineError(
+            f"{name} is not Unicode text: lone surrogate at position {error.start}"
+        ) from error
+    return value
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise _BadLineError(f"{name} must be a list of messages, not empty; got {_kind(value)}")
+    return tuple(_message(item, f"{name}[{i}]") for i, item in enumerate(value))
+
+
+def _message(value: Any, name: str) -> Message:
+    if not isinstance(value, dict):
+        raise _BadLineError(f"{name} must be an object with role and content; got {_kind(value)}")
+    role, content = (_text(value, key) for key in ("role", "content"))
+    if not role or not content:
+        raise _BadLineError(
+            f"{name} must have a role and a content; got {'no role' if not role else 'no content'}"
+        )
+    return {"role": role, "content": content}
+
+
+def _reply(value: Any, name: str) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return ({"role": "assistant", "content": _unicode(value, name)},) if value else ()
+    return _messages(value, name)
+
+
+def _ids(fields: dict[str, Any], name: str) -> tuple[int, ...]:
+    value = _field(fields, name)
+    if not isinstance(value, list) or not all(type(i) is int and i >= 0 for i in value):
+        raise _BadLineError(f"{name} must be a list of integers of at least 0; got {_kind(value)}")
+    return tuple(value)
+
+
+def _id(fields: dict[str, Any], line: int) -> str:
+    value = fields.get("id", line)
+    if type(value) not in (str, int):
+        raise _BadLineError(f"id must be a string or an integer; got {_kind(value)}")
+    return _unicode(str(value), "id")
+
+
+def _columns(fields: dict[str, Any]) -> dict[str, float]:
+    counts = {name: _number(fields[name], name, minimum=0, whole=True) for name in COUNTS if name in fields}
+    scores = {name: _number(fields[name], name) for name in SCORES if name in fields}
+    weight = {name: _number(fields[name], name, minimum=0) for name in ("weight",) if name in fields}
+    return counts | scores | weight
+
+
+def _number(value: Any, name: str, *, minimum: float = -math.inf, whole: bool = False) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < minimum or (whole and value != int(value)):
+        rule = "a whole number" if whole else "a finite number"
+        least = f" of at least {minimum:g}" if minimum > -math.inf else ""
+        raise _BadLineError(f"{name} must be {rule}{least}; got {value!r}")
+    return float(value)
+
+
+def _kind(value: Any) -> str:
+    """A value's type as JSON calls it, and the value where it is short."""
+    names: Iterable[tuple[type, str]] = ((bool, "boolean"), (str, "string"), (list, "list"), (dict, "object"))
+    kind = next(
+        (name for of, name in names if isinstance(value, of)), "number" if value is not None else "null"
+    )
+    shown = repr(value)
+    return f"{kind} {shown}" if len(shown) <= 40 else kind
