@@ -1,0 +1,1 @@
+"""Closed forms of what the probes of the same names measure. No randomness, no input or output."""
