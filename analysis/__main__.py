@@ -1,7 +1,7 @@
 """Draws what was run.
 
 python -m analysis <study|all> --results DIR --out DIR     figures of the finished runs
-python -m analysis claims --results DIR                    the table of claims
+python -m analysis claims --results DIR [--markdown]       the table of claims
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from analysis import figures
-from analysis.claims import claims_table
+from analysis.claims import claims_markdown, claims_table
 from jaxpref import results
 
 STUDIES = ("gradient_entanglement", "likelihood_displacement", "ranking_accuracy", "mode_seeking")
@@ -30,8 +30,11 @@ def draw_study(study: str, folder: Path, out: Path) -> list[Path]:
     ]
 
 
-def print_claims(folder: Path, console: Console) -> None:
+def print_claims(folder: Path, console: Console, markdown: bool = False) -> None:
     claims = [vars(claim) for claim in results.collect_claims(folder)]
+    if markdown:
+        print(claims_markdown(claims))
+        return
     for study in dict.fromkeys(claim["study"] for claim in claims):
         console.rule(study)
         console.print(claims_table([claim for claim in claims if claim["study"] == study]))
@@ -43,13 +46,14 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=[*STUDIES, "all", "claims"])
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--markdown", action="store_true", help="claims as a table for a document")
     options = parser.parse_args(args)
     console = Console()
     if not options.results.is_dir():
         print(f"error: --results must be a folder of runs; got {options.results}", file=sys.stderr)
         return 2
     if options.what == "claims":
-        print_claims(options.results, console)
+        print_claims(options.results, console, options.markdown)
         return 0
     studies = STUDIES if options.what == "all" else (options.what,)
     for study in studies:

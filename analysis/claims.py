@@ -36,3 +36,16 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
             style=None if claim["holds"] else "bold",
         )  # fmt: skip
     return table
+
+
+def claims_markdown(claims: Sequence[Mapping[str, Any]]) -> str:
+    """The same table for a document."""
+    lines = ["| id | claim | value [95 % interval] | needed | n | verdict |", "|---|---|---|---|---|---|"]
+    for claim in claims:
+        said = ("control: " if claim["control"] else "") + claim["claim"]
+        needed = f"{claim['relation']} {claim['threshold']:g}"
+        n = f"{claim['seeds']} {claim['unit']}"
+        lines.append(
+            f"| {claim['artefact']} | {said} | {interval(claim)} | {needed} | {n} | {verdict(claim).lower()} |"
+        )
+    return "\n".join(lines)
