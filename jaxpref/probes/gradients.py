@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float, PyTree
 
 from jaxpref.logps import wide
+from jaxpref.losses.weights import GradientWeights
 from jaxpref.pairs import PairLogps, PairTokenLogps
 
 PairPolicy = Callable[[PyTree, PyTree], PairLogps]
@@ -118,11 +119,13 @@ def _gram(first: PyTree, second: PyTree) -> Array:
     return jax.tree.reduce(jnp.add, jax.tree.map(product, first, second))
 
 
-def update_direction(pair_logps: PairPolicy, params: PyTree, batch: PyTree, weights) -> PyTree:
+def update_direction(
+    pair_logps: PairPolicy, params: PyTree, batch: PyTree, weights: GradientWeights
+) -> PyTree:
     """Mean over pairs of d_w grad chosen - d_l grad rejected: minus the gradient of the mean loss.
 
     Args:
-      weights: anything with `chosen` (d_w) and `rejected` (d_l), [pairs], as `losses.gradient_weights` gives.
+      weights: d_w and d_l of each pair's own loss, from `losses.gradient_weights`.
     """
     logps, pullback = jax.vjp(lambda params: pair_logps(params, batch), params)
     pairs = logps.chosen.shape[0]

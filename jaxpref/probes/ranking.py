@@ -14,6 +14,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxpref.logps import wide
+from jaxpref.losses.quantities import mean_logps
 from jaxpref.pairs import PairLengths, PairLogps
 
 TIE_RULES = ("ge", "gt", "band")
@@ -30,11 +31,6 @@ class LogRatios(NamedTuple):
 def log_ratios(policy: PairLogps, reference: PairLogps) -> LogRatios:
     """m and c of each pair."""
     return LogRatios(policy.margin, -reference.margin)
-
-
-def length_normalized(logps: PairLogps, lengths: PairLengths) -> PairLogps:
-    """Mean log-probability per token, nats per token; ranks by geometric mean token probability."""
-    return PairLogps(logps.chosen / lengths.chosen, logps.rejected / lengths.rejected)
 
 
 def ranked_right(
@@ -78,7 +74,7 @@ def normalized_ranking_accuracy(
     logps: PairLogps, lengths: PairLengths, *, tie_rule: str = "ge", band: float = 0.01
 ) -> Float[Array, ""]:
     """Ranking accuracy of log-probabilities per token (equation 15)."""
-    return ranking_accuracy(length_normalized(logps, lengths), tie_rule=tie_rule, band=band)
+    return ranking_accuracy(mean_logps(logps, lengths), tie_rule=tie_rule, band=band)
 
 
 def reference_accuracy(reference_gap: Float[Array, "pairs"], *, tie_rule: str = "ge") -> Float[Array, ""]:

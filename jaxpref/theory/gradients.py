@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from jaxpref.losses.weights import GradientWeights
 from jaxpref.pairs import PairLogps
 from jaxpref.probes.gradients import BatchGradientProducts, GradientGeometry, TokenGradientProducts
 
 CASES = {1: "ideal", 2: "both fall", 3: "both rise", 4: "reversed"}
 
 
-def predicted_change(geometry: GradientGeometry, weights) -> PairLogps:
+def predicted_change(geometry: GradientGeometry, weights: GradientWeights) -> PairLogps:
     """Change of both `logps` per unit learning rate when this pair alone takes one gradient step.
 
     chosen: d_w n_w - d_l <g_w, g_l>; rejected: d_w <g_w, g_l> - d_l n_l; [pairs], nats.
@@ -28,7 +29,7 @@ def predicted_change(geometry: GradientGeometry, weights) -> PairLogps:
     )
 
 
-def predicted_batch_change(products: BatchGradientProducts, weights) -> PairLogps:
+def predicted_batch_change(products: BatchGradientProducts, weights: GradientWeights) -> PairLogps:
     """Change of both `logps` of every pair per unit learning rate for one step on the mean of the batch.
 
     chosen of pair i: mean over j of d_w^j <g_w^i, g_w^j> - d_l^j <g_w^i, g_l^j>. The paper's condition
@@ -42,27 +43,27 @@ def predicted_batch_change(products: BatchGradientProducts, weights) -> PairLogp
     )
 
 
-def chosen_falls(geometry: GradientGeometry, weights) -> Bool[Array, "*pairs"]:
+def chosen_falls(geometry: GradientGeometry, weights: GradientWeights) -> Bool[Array, "*pairs"]:
     """d_w n_w < d_l <g_w, g_l>: the step lowers the chosen response."""
     return predicted_change(geometry, weights).chosen < 0
 
 
-def rejected_rises(geometry: GradientGeometry, weights) -> Bool[Array, "*pairs"]:
+def rejected_rises(geometry: GradientGeometry, weights: GradientWeights) -> Bool[Array, "*pairs"]:
     """d_w <g_w, g_l> > d_l n_l: the step raises the rejected response."""
     return predicted_change(geometry, weights).rejected > 0
 
 
-def both_fall(geometry: GradientGeometry, weights) -> Bool[Array, "*pairs"]:
+def both_fall(geometry: GradientGeometry, weights: GradientWeights) -> Bool[Array, "*pairs"]:
     """Case 2: the step lowers the chosen response and does not raise the rejected one."""
     return chosen_falls(geometry, weights) & ~rejected_rises(geometry, weights)
 
 
-def both_rise(geometry: GradientGeometry, weights) -> Bool[Array, "*pairs"]:
+def both_rise(geometry: GradientGeometry, weights: GradientWeights) -> Bool[Array, "*pairs"]:
     """Case 3: the step raises the rejected response and does not lower the chosen one."""
     return rejected_rises(geometry, weights) & ~chosen_falls(geometry, weights)
 
 
-def case(geometry: GradientGeometry, weights) -> Int[Array, "*pairs"]:
+def case(geometry: GradientGeometry, weights: GradientWeights) -> Int[Array, "*pairs"]:
     """1 ideal, 2 both fall, 3 both rise, 4 reversed (Yuan et al. 2024, table 1).
 
     Case 4 would break Cauchy-Schwarz while both weights are positive; it needs a loss past its target.
@@ -71,7 +72,7 @@ def case(geometry: GradientGeometry, weights) -> Int[Array, "*pairs"]:
     return 1 + falls.astype(int) + 2 * rises.astype(int)
 
 
-def inner_bound(geometry: GradientGeometry, weights) -> Float[Array, "*pairs"]:
+def inner_bound(geometry: GradientGeometry, weights: GradientWeights) -> Float[Array, "*pairs"]:
     """The largest inner product that is still case 1, for positive weights.
 
     min((d_w / d_l) n_w, (d_l / d_w) n_l); for DPO, whose weights are equal, the smaller squared norm.
@@ -80,7 +81,7 @@ def inner_bound(geometry: GradientGeometry, weights) -> Float[Array, "*pairs"]:
     return jnp.minimum(ratio * geometry.chosen_sq_norm, geometry.rejected_sq_norm / ratio)
 
 
-def kappa(geometry: GradientGeometry, weights) -> Float[Array, "*pairs"]:
+def kappa(geometry: GradientGeometry, weights: GradientWeights) -> Float[Array, "*pairs"]:
     """d_w |g_w| / (d_l |g_l|), the one number by which losses differ in the phase diagram."""
     norms = jnp.sqrt(geometry.chosen_sq_norm) / jnp.sqrt(geometry.rejected_sq_norm)
     return weights.chosen / weights.rejected * norms
