@@ -13,7 +13,8 @@ from experiments import registry, runner
 from jaxpref.results import ClaimSpec, RunMismatch
 
 CLAIM = ClaimSpec(
-    claim="halves", paper="none", artefact="T1", statistic="mean", metric="summary/x", relation=">", threshold=0.1
+    claim="halves", paper="none", artefact="T1", statistic="mean", metric="summary/x",
+    relation=">", threshold=0.1,
 )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_an_interrupted_question_goes_on_where_it_was(tmp_path):
 
     def two_parts(config, writer, stop):
         for part in "ab":
-            writer.part(part, lambda: computed.append(part) or {"x": np.ones(1)})
+            writer.part(part, lambda part=part: computed.append(part) or {"x": np.ones(1)})
             if stop:
                 raise KeyboardInterrupt
         writer.write_summary({"summary/x": np.ones(2)})
@@ -93,7 +94,7 @@ def test_the_estimate_follows_the_machine(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "mode_seeking/nothing", "--out", "x"], "unknown question 'mode_seeking/nothing'; choices: gradient"),
+        (["run", "mode_seeking/none", "--out", "x"], "unknown question 'mode_seeking/none'; choices: "),
         (["reproduce", "--studies", "nothing"], "unknown study 'nothing'; choices: gradient_entanglement"),
         (["list", "--flag"], "unknown argument '--flag'"),
     ],
