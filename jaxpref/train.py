@@ -9,9 +9,11 @@ import optax
 from jax import Array
 from jaxtyping import Int, PyTree
 
+from jaxpref import logps
 from jaxpref.pairs import PairLogps
 
 PairLogpsFn = Callable[[PyTree, Any], PairLogps]
+ResponseLogpsFn = Callable[[PyTree, Any], Array]
 LossFn = Callable[[PairLogps, Any], Array]
 Metrics = dict[str, Array]
 Objective = Callable[[PyTree, Any], tuple[Array, Metrics]]
@@ -45,6 +47,22 @@ def pair_objective(pair_logps: PairLogpsFn, loss_fn: LossFn) -> Objective:
     return objective
 
 
+def response_objective(response_logps: ResponseLogpsFn, loss_fn: LossFn) -> Objective:
+    """As `pair_objective`, for a policy that scores every response of a prompt in one go.
+
+    `response_logps(params, batch) -> [pairs, responses]`, nats; the batch names two of them as `chosen` and
+    `rejected`. All of them are among the metrics, as `logps/responses`: where did the mass go?
+    """
+
+    def objective(params: PyTree, batch: Any) -> tuple[Array, Metrics]:
+        table = response_logps(params, batch)
+        policy = logps.finite_pair_logps(table, batch.chosen, batch.rejected)
+        loss = jnp.mean(loss_fn(policy, batch))
+        return loss, {"loss": loss, "logps/responses": table} | pair_metrics(policy)
+
+    return objective
+
+
 def pair_metrics(policy: PairLogps) -> Metrics:
     """Means over the pairs, nats; `ranking/accuracy` counts a tie as right (arXiv:2405.19534, def. 2.3)."""
     return {
@@ -53,6 +71,17 @@ def pair_metrics(policy: PairLogps) -> Metrics:
         "logps/margin": jnp.mean(policy.margin),
         "ranking/accuracy": jnp.mean(policy.margin >= 0),
     }
+
+
+def row_objective(row_token_logps: Callable[[PyTree, Any], Array]) -> Objective:
+    """Mean negative log-likelihood per response token of a batch of `TokenRows`: pretraining, fine-tuning."""
+
+    def objective(params: PyTree, rows: Any) -> tuple[Array, Metrics]:
+        tokens = jnp.maximum(jnp.sum(rows.response_mask), 1)
+        loss = -jnp.sum(row_token_logps(params, rows)) / tokens
+        return loss, {"loss": loss}
+
+    return objective
 
 
 def make_step(objective: Objective, optimizer: optax.GradientTransformation):
