@@ -56,7 +56,7 @@ def run_one(key: str, preset: str, out: Path, fields: Sequence[str]) -> int:
     config = tyro.cli(
         type(default), default=default, args=list(fields), prog=f"python -m experiments run {key}"
     )
-    ran, claims = runner.run_question(question, preset, config, out)
+    ran, claims = runner.run_question(question, preset, config, out, runner.single_reporter(console))
     if not ran:
         console.print(f"{out} already holds this run; nothing was computed")
     for claim in claims:
@@ -79,8 +79,9 @@ def decide_again(folder: Path) -> int:
     differing = 0
     for run in results.find_runs(folder):
         question = registry.question(f"{run.stored['study']}/{run.stored['question']}")
-        run_id = question.run_id(run.stored["preset"], question.preset(run.stored["preset"]))
-        again = [results.decide(spec, run, run_id, run.folder.name) for spec in question.claims]
+        config = question.preset(run.stored["preset"])
+        run_id = question.run_id(run.stored["preset"], config)
+        again = [results.decide(spec, run, run_id, run.folder.name) for spec in question.claims_of(config)]
         differing += sum(stored != fresh for stored, fresh in zip(run.claims, again, strict=True))
     console.print(f"{differing} of {len(results.collect_claims(folder))} stored verdicts differ")
     return int(differing > 0)

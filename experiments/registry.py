@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments import sources
 from jaxpref.results import ClaimSpec, RunId, fingerprint
 
 ROOT = Path(__file__).parent
@@ -21,7 +22,7 @@ class Question:
     title: str  # the first line of its docstring
     presets: Mapping[str, Any]
     seconds: Mapping[str, float]  # expected run time of each preset on two cores
-    claims: tuple[ClaimSpec, ...]
+    claims: tuple[ClaimSpec, ...] | Callable[[Any], tuple[ClaimSpec, ...]]  # may depend on the config
     run: Callable[[Any, Any], None]  # run(config, writer)
     source: Path
 
@@ -35,21 +36,22 @@ class Question:
             raise ValueError(f"{self.key} has no preset {name!r}; choices: {', '.join(self.presets)}")
         return self.presets[name]
 
+    def claims_of(self, config: Any) -> tuple[ClaimSpec, ...]:
+        """The claims that a run of this config decides."""
+        return tuple(self.claims(config) if callable(self.claims) else self.claims)
+
     def run_id(self, preset: str, config: Any) -> RunId:
         """What identifies a run of this question: its resolved config and the code behind its numbers."""
-        files = [*(ROOT.parent / "jaxpref").rglob("*.py"), *self.source.parent.glob("*.py")]
         return RunId(
             study=self.study, question=self.name, preset=preset,
-            config=dataclasses.asdict(config), code=fingerprint(files),
+            config=dataclasses.asdict(config), code=fingerprint(sources.behind(self.source)),
         )  # fmt: skip
 
 
 def _load(study: str, path: Path) -> Question:
     module = importlib.import_module(f"experiments.{study}.{path.stem}")
     title = (module.__doc__ or path.stem).strip().splitlines()[0]
-    return Question(
-        study, path.stem, title, module.PRESETS, module.SECONDS, tuple(module.CLAIMS), module.run, path
-    )
+    return Question(study, path.stem, title, module.PRESETS, module.SECONDS, module.CLAIMS, module.run, path)
 
 
 def _paths(study: str) -> list[Path]:

@@ -56,7 +56,7 @@ def run_question(
     out.parent.mkdir(parents=True, exist_ok=True)
     writer = RunWriter(out, run_id, provenance(), progress)
     question.run(config, writer)
-    return True, writer.finish(question.claims)
+    return True, writer.finish(question.claims_of(config))
 
 
 class Estimate:
@@ -127,5 +127,19 @@ def _reporter(
             )
         elif fraction == 0.0:
             console.print(line, highlight=False, markup=False)
+
+    return report
+
+
+def single_reporter(console: Console) -> Callable[[float, str], None]:
+    """Lines for one question alone; the time left is judged from its own pace since it was taken up."""
+    began, first = time.perf_counter(), None
+
+    def report(fraction: float, text: str) -> None:
+        nonlocal first
+        first = fraction if first is None else first
+        done, spent = fraction - first, time.perf_counter() - began
+        left = f"  about {spent * (1 - fraction) / done:.0f} s left" if done else ""
+        console.print(f"{fraction:6.1%} {text}{left}", highlight=False, markup=False)
 
     return report

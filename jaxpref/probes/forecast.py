@@ -5,7 +5,6 @@ the gradient; Adam and RMSProp step along something close to its sign, which can
 gradient descent pushes up. So the forecast asks the optimizer itself for its update.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,9 +12,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, PyTree
 
-from jaxpref.train import Objective
-
-ResponseLogpsFn = Callable[[PyTree, Any], Array]
+from jaxpref.train import Objective, ResponseLogpsFn
 
 
 def first_step(
