@@ -18,7 +18,11 @@ from jaxpref.pairs import TokenPairs, TokenRows
 
 
 class TokenizationError(ValueError):
-    """A pair that the tokenizer, or the model's vocabulary, cannot take."""
+    """A pair that the tokenizer, or the model's vocabulary, cannot take: its line, and why."""
+
+    def __init__(self, line: int, reason: str):
+        self.line, self.reason = line, reason
+        super().__init__(f"line {line}: {reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +92,12 @@ def _encode_record(
     try:
         rows = [truncate(row, max_length) for row in encode_pair(record.pair, tokenizer)]
     except ValueError as error:
-        raise TokenizationError(f"line {record.line}: {error}") from error
+        raise TokenizationError(record.line, str(error)) from error
     chosen, rejected = rows
     largest = max(*chosen.tokens, *rejected.tokens)
     if largest >= vocab:
-        raise TokenizationError(
-            f"line {record.line}: token ids must be below the vocabulary's {vocab}; got {largest}"
-        )
+        rule = f"token ids must be below the vocabulary's {vocab}"
+        raise TokenizationError(record.line, f"{rule}; got {largest}")
     comparable = all(row.start < len(row.tokens) for row in rows) and chosen.tokens != rejected.tokens
     return EncodedPair(record=record, chosen=chosen, rejected=rejected) if comparable else None
 
