@@ -29,7 +29,7 @@ def ratio_ablation_loss(
     Returns:
       Loss of each pair, [pairs], nats.
 
-    References: Chen et al. 2024, arXiv:2405.19534; the trainer's `alpha_scaling`.
+    References: Chen et al. 2024, arXiv:2405.19534, eq. 4; the trainer's `alpha_scaling`.
     """
     return -jax.nn.log_sigmoid(beta * (policy.margin - alpha * reference.margin))
 

@@ -24,7 +24,7 @@ class Range:
         opening, closing = "(["[self.closed[0]], ")]"[self.closed[1]]
         return f"{opening}{self.low:g}, {self.high:g}{closing}"
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: float | int) -> bool:
         above = value >= self.low if self.closed[0] else value > self.low
         return above and (value <= self.high if self.closed[1] else value < self.high)
 
@@ -40,5 +40,6 @@ def check(loss: str, name: str, value: Any, allowed: Range) -> None:
     """Raises ValueError unless every entry of `value` is in the range; a tracer has no value and passes."""
     if isinstance(value, Tracer):
         return
-    if not all(entry in allowed for entry in np.ravel(value).astype(float).tolist()):
-        raise ValueError(f"{name} of the loss {loss!r} is in {allowed}; got {value}")
+    for entry in np.ravel(value).tolist():
+        if not isinstance(entry, float | int) or entry not in allowed:
+            raise ValueError(f"{name} of the loss {loss!r} must lie in {allowed}; got {value!r}")

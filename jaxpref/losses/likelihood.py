@@ -42,7 +42,8 @@ def unlikelihood_loss(policy: PairTokenLogps, *, alpha: NonNegative = 1.0) -> Fl
     References: Welleck et al. 2019, arXiv:1908.04319.
     """
     likelihood = jnp.sum(jnp.where(policy.chosen_mask, policy.chosen, 0.0), axis=-1)
-    unlikelihood = jnp.sum(jnp.where(policy.rejected_mask, log1mexp(policy.rejected), 0.0), axis=-1)
+    rejected = jnp.where(policy.rejected_mask, policy.rejected, -1.0)  # before the slope: 0 * nan is nan
+    unlikelihood = jnp.sum(jnp.where(policy.rejected_mask, log1mexp(rejected), 0.0), axis=-1)
     return -likelihood - alpha * unlikelihood
 
 

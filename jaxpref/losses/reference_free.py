@@ -62,7 +62,7 @@ def cpo_sum_loss(policy: PairLogps, *, beta: Positive = 0.1, lam: NonNegative = 
     Returns:
       Loss of each pair, [pairs], nats.
 
-    References: the CPO row of Yuan et al. 2024, arXiv:2410.13828, table 2.
+    References: Xu et al. 2024, arXiv:2401.08417, as in table 2 of Yuan et al. 2024, arXiv:2410.13828.
     """
     return -jax.nn.log_sigmoid(beta * policy.margin) - lam * policy.chosen
 

@@ -65,7 +65,7 @@ def kto_loss(
     Returns:
       Loss of each pair, both terms added, [pairs]; in (0, lambda_D + lambda_U), no unit.
 
-    References: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8.
+    References: Ethayarajh et al. 2024, arXiv:2402.01306; TRL `KTOTrainer`, which takes unpaired data.
     """
     offset = jax.lax.stop_gradient(beta * jnp.maximum(kl, 0.0))
     reward = rewards(policy, reference, beta)

@@ -115,7 +115,7 @@ LOSSES: dict[str, Objective] = _by_key(
     Objective(
         separable.sppo_hard_loss, "SPPO, hard labels", "Wu et al. 2024", "2405.00675", "TRL `sppo_hard`"
     ),
-    Objective(separable.kto_loss, "KTO", "Ethayarajh et al. 2024", "2402.01306", "eq. 8"),
+    Objective(separable.kto_loss, "KTO", "Ethayarajh et al. 2024", "2402.01306", "TRL `KTOTrainer`"),
     Objective(
         separable.kto_pair_loss,
         "KTO, batch KL",
@@ -153,7 +153,7 @@ LOSSES: dict[str, Objective] = _by_key(
         "DPO, scaled reference",
         "Chen et al. 2024",
         "2405.19534",
-        "`alpha_scaling`",
+        "eq. 4",
     ),
     Objective(ablations.ipo_nsr_loss, "IPO, no reference", "Chen et al. 2024", "2405.19534", "`ipo_nsr`"),
     Objective(
@@ -193,7 +193,7 @@ def bind(name: str, **values: Any) -> BoundLoss:
       log-probabilities are summed) and of a batch, which holds `reference` and `lengths` where needed.
     """
     objective = get(name)
-    _check_hyperparameters(objective, values)
+    check_hyperparameters(objective, values)
 
     def loss_fn(policy: PairLogps | PairTokenLogps, batch: Any) -> Array:
         others = [_from_batch(objective, batch, need) for need in objective.needs if need != "tokens"]
@@ -202,7 +202,7 @@ def bind(name: str, **values: Any) -> BoundLoss:
     return loss_fn
 
 
-def _check_hyperparameters(objective: Objective, values: dict[str, Any]) -> None:
+def check_hyperparameters(objective: Objective, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name not in objective.ranges:
             choices = ", ".join(sorted(objective.ranges)) or "nothing"
@@ -214,7 +214,7 @@ def _from_batch(objective: Objective, batch: Any, need: str) -> Any:
     value = getattr(batch, need, None)
     if value is None:
         raise ValueError(
-            f"the loss {objective.key!r} needs batch.{need}; this {type(batch).__name__} has None"
+            f"the loss {objective.key!r} needs batch.{need}; this {type(batch).__name__} has none"
         )
     return value
 

@@ -1,0 +1,82 @@
+"""The table of losses over sampled responses: where each stands on the paper's three axes, and binding."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from jaxpref.losses import sampled
+from jaxpref.losses.table import Objective, check_hyperparameters
+from jaxpref.samples import SampledBatch
+
+SampledLoss = Callable[[Array, SampledBatch], Array]
+
+TAJWAR = ("Tajwar et al. 2024", "2404.14367")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledObjective(Objective):
+    """A loss over sampled responses and its kind in table 1 of arXiv:2404.14367."""
+
+    negative_gradient: bool  # pushes some responses' log-probability down; a test computes it
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields of `SampledBatch` that the loss takes beside the policy's log-probabilities."""
+        names = [n for n, p in self._parameters.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        return tuple(names[1:])
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the loss takes log-probabilities of tokens."""
+        return "collected" in self.needs
+
+
+SAMPLED_LOSSES: dict[str, SampledObjective] = {
+    objective.key: objective
+    for objective in (
+        SampledObjective(sampled.best_of_n_loss, "best-of-n", *TAJWAR, "table 1", False),
+        SampledObjective(sampled.best_of_n_negative_loss, "best-of-n, others down", *TAJWAR, "5.2", True),
+        SampledObjective(sampled.rwr_loss, "RWR", "Peng et al. 2019", "1910.00177", "eq. 4", False),
+        SampledObjective(sampled.reinforce_loss, "REINFORCE", *TAJWAR, "table 1", True),
+        SampledObjective(sampled.ppo_clip_loss, "PPO", "Schulman et al. 2017", "1707.06347", "eq. 7", True),
+        SampledObjective(
+            sampled.dpo_all_pairs_loss, "DPO, all pairs", "Rafailov et al. 2023", "2305.18290", "eq. 7", True
+        ),
+        SampledObjective(
+            sampled.ipo_all_pairs_loss, "IPO, all pairs", "Azar et al. 2023", "2310.12036", "eq. 17", True
+        ),
+    )
+}
+
+
+def get_sampled(name: str) -> SampledObjective:
+    """The loss of that name; ValueError with the choices where there is none."""
+    if name not in SAMPLED_LOSSES:
+        raise ValueError(f"sampled loss must be one of {', '.join(sorted(SAMPLED_LOSSES))}; got {name!r}")
+    return SAMPLED_LOSSES[name]
+
+
+def bind_sampled(name: str, **values: Any) -> SampledLoss:
+    """`loss_fn(token_logps [prompts, samples, tokens], batch) -> [prompts]`, hyperparameters bound."""
+    objective = get_sampled(name)
+    check_hyperparameters(objective, values)
+
+    def loss_fn(token_logps: Float[Array, "prompts samples tokens"], batch: SampledBatch):
+        policy = token_logps if objective.of_tokens else token_logps.sum(-1)
+        return objective.function(policy, *(getattr(batch, need) for need in objective.needs), **values)
+
+    return loss_fn
+
+
+def pushed_down(
+    loss_fn: SampledLoss, token_logps: Float[Array, "prompts samples tokens"], batch: SampledBatch
+) -> Bool[Array, "prompts samples"]:
+    """Which responses a gradient step on the loss pushes down: d loss / d log pi > 0."""
+    gradient = jax.grad(lambda logps: jnp.sum(loss_fn(logps, batch)))(token_logps)
+    return jnp.any(gradient > 0, axis=-1)
