@@ -1,22 +1,17 @@
 """Runs questions: one into its folder, or all of a preset one after the other, answered again if done."""
 
 import dataclasses
-import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
-from experiments.registry import ROOT, Question
+from experiments.registry import Question
+from jaxpref.provenance import provenance
 from jaxpref.results import Claim, Run, RunWriter, collect_claims, is_finished, write_json
-
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Skipped(Exception):
@@ -31,19 +26,6 @@ class Outcome:
     how: str  # "ran", "answered from the finished run", "skipped", "failed"
     seconds: float = 0.0
     reason: str = ""
-
-
-def provenance() -> dict[str, Any]:
-    """What a number may depend on besides config and code."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "commit": commit or None,
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in VERSIONED},
-        "device": f"{jax.devices()[0].platform}:{jax.devices()[0].device_kind}",
-        "machine": platform.machine(),
-    }
 
 
 def run_question(
