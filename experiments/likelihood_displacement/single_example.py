@@ -15,7 +15,7 @@ interrupted study goes on. Without the weights, and without a way to fetch them,
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +40,7 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 }
 WORDS = ("Yes", "No", "no", "Never", "Not", "Maybe", "Sure")  # followed in every run
 REPORTED = (1, 5, 10, 25, 50, 100)  # steps of the paper's tables
+CORE = ("loss", "logps/chosen", "logps/rejected", "logps/opposite")
 NUM_GAINERS = 3
 
 
@@ -312,8 +313,8 @@ def rounded(values: Any) -> np.ndarray:
     return np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])(values)
 
 
-def _labelled(runs: dict[Setting, list[Arrays]]):
-    """(labels, arrays) of every run."""
+def _labelled(runs: dict[Setting, list[Arrays]]) -> Iterator[tuple[dict[str, Any], Setting, Arrays]]:
+    """Every run with the labels of its rows."""
     for s, of_prompts in runs.items():
         for prompt, arrays in enumerate(of_prompts):
             yield {"pair": s.pair, "optimizer": s.optimizer, "prompt": prompt}, s, arrays
@@ -321,17 +322,18 @@ def _labelled(runs: dict[Setting, list[Arrays]]):
 
 def write_trajectories(config: Config, writer: RunWriter, runs: dict[Setting, list[Arrays]]) -> None:
     """trajectories.parquet has every step; metrics.jsonl the steps that the paper's tables report."""
-    columns: dict[str, list[Any]] = {}
-    for labels, s, arrays in _labelled(runs):
-        curves = trajectory(config, s, arrays)
-        for step in range(config.num_steps + 1):
-            row = labels | {"step": step} | {name: curve[step] for name, curve in curves.items()}
-            for name, value in row.items():
-                columns.setdefault(name, []).append(value)
-            if step in config.reported_steps:
-                core = {name: curve[step] for name, curve in curves.items() if name not in config.words}
-                writer.write(core, step=step, seed=labels["prompt"], pair=s.pair, optimizer=s.optimizer)
-    writer.table(columns, "trajectories")
+    rows = [
+        labels | {"step": step} | {name: curve[step] for name, curve in curves.items()}
+        for labels, s, arrays in _labelled(runs)
+        for curves in [trajectory(config, s, arrays)]
+        for step in range(config.num_steps + 1)
+    ]
+    writer.table({name: [row[name] for row in rows] for name in rows[0]}, "trajectories")
+    reported = config.reported_steps
+    for s, of_prompts in runs.items():
+        curves = [trajectory(config, s, arrays) for arrays in of_prompts]
+        core = {name: np.stack([curve[name][reported] for curve in curves]) for name in CORE}
+        writer.write_curves(core, reported, pair=s.pair, optimizer=s.optimizer)
 
 
 def trajectory(config: Config, s: Setting, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -344,16 +346,20 @@ def trajectory(config: Config, s: Setting, arrays: Arrays) -> dict[str, np.ndarr
 
 def write_gainers(config: Config, study: Study, writer: RunWriter, runs: dict[Setting, list[Arrays]]) -> None:
     """gainers.parquet: the tokens whose probability rose most since step 0, by how much, best first."""
-    columns: dict[str, list[Any]] = {}
-    for labels, _, arrays in _labelled(runs):
-        for at, step in enumerate(config.reported_steps[1:]):
-            for rank in range(NUM_GAINERS):
-                token = study.model.tokenizer.decode([int(arrays["gainer_ids"][at, rank])])
-                gain = rounded(arrays["gains"][at, rank]).item()
-                row = labels | {"step": step, "rank": rank, "token": token, "gain": gain}
-                for name, value in row.items():
-                    columns.setdefault(name, []).append(value)
-    writer.table(columns, "gainers")
+    rows = [
+        labels | {"step": step, "rank": rank} | gainer(study, s, arrays, at, rank)
+        for labels, s, arrays in _labelled(runs)
+        for at, step in enumerate(config.reported_steps[1:])
+        for rank in range(NUM_GAINERS)
+    ]
+    writer.table({name: [row[name] for row in rows] for name in rows[0]}, "gainers")
+
+
+def gainer(study: Study, s: Setting, arrays: Arrays, at: int, rank: int) -> dict[str, Any]:
+    """A gaining token as text, its gain of probability, and whether it means the opposite of `chosen`."""
+    token = study.model.tokenizer.decode([int(arrays["gainer_ids"][at, rank])])
+    gain = rounded(arrays["gains"][at, rank]).item()
+    return {"token": token, "gain": gain, "says_opposite": persona.says_opposite(token, s.chosen)}
 
 
 def write_summaries(
