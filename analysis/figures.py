@@ -20,7 +20,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 CHOSEN, REJECTED, OTHER = BLUE, VERMILION, "#7F7F7F"
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-ZERO_LINE = {"color": "0.6", "linewidth": 0.8, "linestyle": ":", "zorder": 0}
+ZERO_LINE: Any = {"color": "0.6", "linewidth": 0.8, "linestyle": ":", "zorder": 0}
 DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
 COLUMN, PAGE = 3.35, 6.9  # inches: one column, the width of a page
 
@@ -40,7 +40,14 @@ def panels(columns: int, rows: int = 1, width: float = PAGE, height: float = 2.3
     return plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, **options)
 
 
-def band(ax: plt.Axes, x: Sequence[float], values: np.ndarray, color: str, label: str | None = None, **line):
+def band(
+    ax: plt.Axes,
+    x: Sequence[float] | np.ndarray,
+    values: np.ndarray,
+    color: str,
+    label: str | None = None,
+    **line,
+):
     """The mean over seeds of `values` [seeds, x], with its 95 % interval shaded."""
     mean = np.nanmean(values, axis=0)
     low, high = np.array([t_interval(column) for column in values.T]).T
@@ -51,7 +58,9 @@ def band(ax: plt.Axes, x: Sequence[float], values: np.ndarray, color: str, label
 def letter(axes: np.ndarray) -> None:
     """(a), (b), ... above the panels."""
     for index, ax in enumerate(axes.flat):
-        ax.set_title(f"({chr(97 + index)}) {ax.get_title()}".rstrip(), loc="left")
+        title = ax.get_title()
+        ax.set_title("")
+        ax.set_title(f"({chr(97 + index)}) {title}".rstrip(), loc="left")
 
 
 def caption(figure: plt.Figure, text: str) -> None:

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from analysis import figures
-from jaxpref.results import Arrays, Run
+from jaxpref.results import Arrays, Run, t_interval
 
 OPPOSITE = figures.ORANGE
 COLORS = {"chosen": figures.CHOSEN, "opposite": OPPOSITE, "rejected": figures.REJECTED}
@@ -63,7 +63,7 @@ def plot_likely(ax: plt.Axes, table: Arrays, setting: Setting) -> None:
 def plot_rejected(ax: plt.Axes, table: Arrays, setting: Setting) -> None:
     plot_logps(ax, table, "rejected", answers(setting)["rejected"])
     ax.set(xlabel="training step")
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper right")  # it falls
 
 
 def count(table: Arrays) -> str:
@@ -75,9 +75,9 @@ def footnote(run: Run, table: Arrays) -> str:
     """What every caption of this run says."""
     config = run.config
     return (
-        f"{run.stored['notes']['model']}, all weights trained by DPO on one pair of one-word answers, "
+        f"Model {run.stored['notes']['model']}, all weights trained by DPO on one pair of one-word answers, "
         f"beta {config['beta']:g}; {count(table)} (n), each its own run; learning rate: Adam "
-        f"{config['adam_learning_rate']:g}, SGD {config['sgd_learning_rate']:g}. Deterministic: one run a prompt."
+        f"{config['adam_learning_rate']:g}, SGD {config['sgd_learning_rate']:g}. Nothing is drawn at random."
     )
 
 
@@ -88,7 +88,12 @@ def trajectories(run: Run) -> plt.Figure:
     columns = min(COLUMNS, len(blocks[0]))
     width = figures.PAGE if columns > 1 else figures.COLUMN
     figure, axes = figures.panels(
-        columns, 2 * len(blocks), width, 1.55, sharex=True, gridspec_kw={"height_ratios": [3, 2] * len(blocks)}
+        columns,
+        2 * len(blocks),
+        width,
+        1.55,
+        sharex=True,
+        gridspec_kw={"height_ratios": [3, 2] * len(blocks)},
     )
     for block, pair_of_rows in zip(blocks, axes.reshape(-1, 2, columns), strict=True):
         plot_block(pair_of_rows, table, block)
@@ -135,8 +140,9 @@ def plot_gainers(ax: plt.Axes, table: Arrays, setting: Setting, k: int = 4) -> N
 
 
 def spelled(token: str) -> str:
-    """A leading space made visible."""
-    return token.replace(" ", "␣" if False else "_").replace("\n", "\\n")
+    """White space made visible, and what no font has written in ASCII."""
+    shown = token.replace(" ", "_")
+    return shown if shown.isprintable() else ascii(shown)
 
 
 def gainers(run: Run) -> plt.Figure:
@@ -155,7 +161,7 @@ def gainers(run: Run) -> plt.Figure:
     legend(figure, table)
     figures.caption(
         figure,
-        "Gain since step 0 at the last step; the number at a bar: prompts in which the token was among the top "
+        "Gain since step 0 at the last step; number at a bar: prompts in which the token was among the top "
         "three; _ is a leading space. " + footnote(run, table),
     )
     return figure
@@ -173,7 +179,7 @@ def plot_drops(ax: plt.Axes, run: Run, names: Sequence[Setting]) -> None:
         drops = run.values(f"summary/max_drop/{optimizer}/{pair}")
         spread = np.linspace(-0.15, 0.15, len(drops)) if len(drops) > 1 else np.zeros(1)
         ax.plot(place + spread, drops, "o", color=figures.CHOSEN, alpha=0.5, markersize=2.5)
-        low, high = figures.t_interval(drops)
+        low, high = t_interval(drops)
         ax.errorbar(
             place, drops.mean(), [[drops.mean() - low], [high - drops.mean()]], fmt="_", color=figures.BLACK,
             capsize=2, markersize=9,
@@ -207,7 +213,7 @@ def summary(run: Run) -> plt.Figure:
     figures.letter(axes)
     figures.caption(
         figure,
-        "(a) Dots: prompts. Bars: mean with its 95 % interval. (b) Forecast: one derivative of log-probability "
+        "(a) Dots: prompts. Bars: mean with its 95 % interval. (b) Forecast: one derivative of log pi "
         "along the optimizer's first update. " + footnote(run, table),
     )
     return figure

@@ -117,7 +117,7 @@ SIMILAR, SIMILAR_SGD = setting("No>no/adam"), setting("No>no/sgd")
 PAPERS_SIMILAR, DISSIMILAR = setting("No>Never/adam"), setting("Yes>No/adam")
 PRESETS = {
     "smoke": Config(settings=("No>no/adam", "Yes>No/adam", "No>no/sgd"), model="random", num_prompts=2,
-                    num_steps=6, adam_learning_rate=1e-3, sgd_learning_rate=0.3),
+                    num_steps=6, adam_learning_rate=3e-4, sgd_learning_rate=0.03),
     "toy": Config(settings=("No>no/adam",), num_prompts=1),
     "lm": Config(settings=("No>no/adam", "No>Never/adam", "No>no/sgd", "Yes>No/adam", "No>Never/sgd",
                            "Yes>No/sgd", "No>Not/adam", "Sure>Yes/adam")),
