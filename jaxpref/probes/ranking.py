@@ -114,6 +114,23 @@ def flip_rate(margin: Float[Array, "pairs"], reference_gap: Float[Array, "pairs"
     return shares[2] / (shares[2] + shares[3])
 
 
+def category_means(values: Float[Array, "pairs"], category: Int[Array, "pairs"]) -> Float[Array, "4"]:
+    """Mean of a per-pair quantity in each of `CATEGORIES`; NaN where a category is empty."""
+    member = wide(category[:, None] == jnp.arange(len(CATEGORIES)))
+    return values @ member / jnp.sum(member, axis=0)
+
+
+def flip_profile(
+    margin: Float[Array, "pairs"], reference_gap: Float[Array, "pairs"], edges: Float[Array, "edges"]
+) -> Float[Array, "bins"]:
+    """Share ranked right of the pairs whose c lies in (edges[i], edges[i + 1]]; NaN where there is none.
+
+    Over positive edges, the chance that a pair which the reference ranks wrongly has flipped, given c.
+    """
+    bins = (reference_gap[:, None] > edges[:-1]) & (reference_gap[:, None] <= edges[1:])
+    return wide(ranked_right(margin)) @ wide(bins) / jnp.sum(bins, axis=0)
+
+
 def exact_ties(margin: Float[Array, "pairs"]) -> Int[Array, ""]:
     """Number of pairs with equal log-probabilities; to be reported beside any accuracy."""
     return jnp.sum(margin == 0)
