@@ -49,26 +49,45 @@ def tiny(vocab: int, *, dim: int = 64, layers: int = 2, heads: int = 4, tied: bo
     )  # fmt: skip
 
 
-def rope(x: Float[Array, "rows length heads head_dim"], theta: float):
+def rope(x: Float[Array, "rows length heads head_dim"], theta: float, start: int | Array = 0):
     """Rotary positions, the half-split convention: feature i turns with feature i + head_dim / 2."""
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half) / half)
-    angle = jnp.arange(x.shape[1])[:, None, None] * frequency
+    angle = (start + jnp.arange(x.shape[1]))[:, None, None] * frequency
     cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 class Attention(nn.Module):
+    """Causal attention; with a `position`, of one token that follows what the cache remembers."""
+
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "rows length dim"]) -> Float[Array, "rows length dim"]:
-        c = self.config
-        project = lambda heads, name: nn.DenseGeneral((heads, c.head_dim), use_bias=False, name=name)(x)
-        query, key = rope(project(c.heads, "q"), c.rope_theta), rope(project(c.kv_heads, "k"), c.rope_theta)
-        mixed = jax.nn.dot_product_attention(query, key, project(c.kv_heads, "v"), is_causal=True)
-        return nn.DenseGeneral(c.dim, axis=(-2, -1), use_bias=False, name="o")(mixed)
+    def __call__(self, x: Float[Array, "rows length dim"], position: Array | None = None):
+        c, start = self.config, 0 if position is None else position
+        rows = x.reshape(-1, c.dim)  # a matrix: for 3-D inputs XLA on CPUs copies before each weight gradient
+        dense = lambda heads, name: nn.DenseGeneral((heads, c.head_dim), use_bias=False, name=name)
+        project = lambda heads, name: dense(heads, name)(rows).reshape(*x.shape[:2], heads, c.head_dim)
+        turned = lambda heads, name: rope(project(heads, name), c.rope_theta, start)
+        query, key, value = turned(c.heads, "q"), turned(c.kv_heads, "k"), project(c.kv_heads, "v")
+        mixed = self._mix(query, key, value, position)
+        merged = mixed.reshape(-1, c.heads, c.head_dim)
+        return nn.DenseGeneral(c.dim, axis=(-2, -1), use_bias=False, name="o")(merged).reshape(x.shape)
+
+    def _mix(self, query: Array, key: Array, value: Array, position: Array | None) -> Array:
+        if position is None:
+            return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        key, value = self._remember("key", key, position), self._remember("value", value, position)
+        seen = (jnp.arange(key.shape[1]) <= position)[None, None, None]
+        return jax.nn.dot_product_attention(query, key, value, mask=seen)
+
+    def _remember(self, name: str, new: Array, position: Array) -> Array:
+        """All positions' keys or values so far, the new one put in its place."""
+        cache = self.variable("cache", name, lambda: None)
+        cache.value = jax.lax.dynamic_update_slice_in_dim(cache.value, new, position, axis=1)
+        return cache.value
 
 
 class Mlp(nn.Module):
@@ -77,17 +96,18 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "rows length dim"]) -> Float[Array, "rows length dim"]:
         dense = lambda features, name: nn.Dense(features, use_bias=False, name=name)
-        gated = nn.silu(dense(self.config.mlp_dim, "gate")(x)) * dense(self.config.mlp_dim, "up")(x)
-        return dense(self.config.dim, "down")(gated)
+        rows = x.reshape(-1, self.config.dim)  # a matrix, as in `Attention`
+        gated = nn.silu(dense(self.config.mlp_dim, "gate")(rows)) * dense(self.config.mlp_dim, "up")(rows)
+        return dense(self.config.dim, "down")(gated).reshape(x.shape)
 
 
 class Layer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "rows length dim"], _):
+    def __call__(self, x: Float[Array, "rows length dim"], position: Array | None):
         norm = lambda name: nn.RMSNorm(epsilon=self.config.norm_eps, name=name)
-        x = x + Attention(self.config, name="attention")(norm("attention_norm")(x))
+        x = x + Attention(self.config, name="attention")(norm("attention_norm")(x), position)
         x = x + Mlp(self.config, name="mlp")(norm("mlp_norm")(x))
         return x, None
 
@@ -98,15 +118,18 @@ class Decoder(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "rows length"]) -> Float[Array, "rows length dim"]:
+    def __call__(self, tokens: Int[Array, "rows length"], position: Array | None = None):
         c = self.config
         scale = nn.initializers.normal(c.dim**-0.5)  # at 0.02 the norms of the gradients explode
         embedding = self.param("embedding", scale, (c.vocab, c.dim))
         if not c.tied:
             self.param("unembedding", scale, (c.vocab, c.dim))
         layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
-        scanned = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.layers)
-        x, _ = scanned(c, name="layers")(embedding[tokens], None)
+        scanned = nn.scan(
+            layer, variable_axes={"params": 0, "cache": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
+            length=c.layers,
+        )  # fmt: skip
+        x, _ = scanned(c, name="layers")(embedding[tokens], position)
         return nn.RMSNorm(epsilon=c.norm_eps, name="final_norm")(x)
 
 
@@ -141,6 +164,26 @@ def next_token_logits(
     states = hidden(params, tokens, config=config)
     last = jnp.take_along_axis(states, positions[:, None, None], axis=1)[:, 0]
     return last @ unembedding(params, config=config).T
+
+
+def empty_cache(rows: int, length: int, *, config: TransformerConfig) -> PyTree:
+    """Keys and values of every layer for rows of up to `length` tokens, none read yet."""
+    zeros = jnp.zeros((config.layers, rows, length, config.kv_heads, config.head_dim))
+    return {"layers": {"attention": {"key": zeros, "value": zeros}}}
+
+
+def decode(
+    params: PyTree,
+    cache: PyTree,
+    tokens: Int[Array, "rows"],
+    position: Int[Array, ""],
+    *,
+    config: TransformerConfig,
+) -> tuple[Float[Array, "rows vocab"], PyTree]:
+    """Scores of the token after `position`, where `tokens` stand, and the cache with them added."""
+    variables = {"params": params, "cache": cache}
+    states, changed = Decoder(config).apply(variables, tokens[:, None], position, mutable=["cache"])
+    return states[:, 0] @ unembedding(params, config=config).T, changed["cache"]
 
 
 def row_token_logps(params: PyTree, rows: TokenRows, *, config: TransformerConfig):
