@@ -34,12 +34,13 @@ def read_config(folder: Path) -> TransformerConfig:
                 f"{key} of {folder / 'config.json'} must be {allowed[0]}; got {values[key]!r}"
             )
     try:
-        return _config(values)
+        return config_of(values)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a Llama config: {error}") from error
 
 
-def _config(values: dict[str, Any]) -> TransformerConfig:
+def config_of(values: dict[str, Any]) -> TransformerConfig:
+    """Sizes from the keys of `config.json`."""
     heads, dim = values["num_attention_heads"], values["hidden_size"]
     return TransformerConfig(
         vocab=values["vocab_size"],

@@ -1,0 +1,218 @@
+"""Checkpoints read back are the weights that were written; damaged ones are refused by name."""
+
+import dataclasses
+import json
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+from safetensors.numpy import save_file
+
+from jaxpref.policies import checkpoints, hf_folder, llama, transformer
+from jaxpref.policies.checkpoints import CheckpointError
+
+UNTIED = dataclasses.replace(tiny_model.CONFIG, tied=False)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
+
+
+def as_written(params, config) -> dict[str, np.ndarray]:
+    return dict(llama.from_params(params, config))
+
+
+@pytest.mark.parametrize("config", [tiny_model.CONFIG, UNTIED], ids=["tied", "untied"])
+def test_gguf_gives_back_the_weights_that_were_interleaved_into_it(tmp_path, config):
+    weights = tiny_model.random_weights(config)
+    path = tiny_model.write_gguf(tmp_path / "tiny.gguf", weights, config)
+    model = checkpoints.load(path)
+    assert (model.config, model.name) == (config, "tiny")
+    jax.tree.map(np.testing.assert_array_equal, as_written(model.params, config), weights)
+
+
+def test_quantized_gguf_is_within_half_a_quantization_step(tmp_path):
+    weights = tiny_model.random_weights()
+    model = checkpoints.load(tiny_model.write_gguf(tmp_path / "q8.gguf", weights, quantized=True))
+    read = as_written(model.params, model.config)
+    for name, weight in weights.items():
+        step = (
+            np.abs(weight).reshape(-1, 32).max(-1) / 127 if weight.ndim == 2 else np.zeros(weight.size // 32)
+        )
+        error = np.abs(read[name] - weight).reshape(-1, 32).max(-1)
+        assert (error <= (0.5 + 127 * 2**-11) * step).all(), name  # the scale itself is a float16
+
+
+def test_second_load_comes_from_the_cache_and_is_the_same(tmp_path):
+    path = tiny_model.write_gguf(tmp_path / "tiny.gguf", quantized=True)
+    first = checkpoints.load(path)
+    (cached,) = (tmp_path / "cache" / "dequantized").iterdir()
+    assert cached.stem == first.weights_sha256
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.load(path).params, first.params)
+
+
+def test_a_damaged_cache_is_written_anew(tmp_path):
+    path = tiny_model.write_gguf(tmp_path / "tiny.gguf")
+    first = checkpoints.load(path)
+    (cached,) = (tmp_path / "cache" / "dequantized").iterdir()
+    cached.write_bytes(cached.read_bytes()[:1000])
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.load(path).params, first.params)
+    assert cached.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("config", [tiny_model.CONFIG, UNTIED], ids=["tied", "untied"])
+def test_hugging_face_folder_gives_back_its_weights(tmp_path, config, shards):
+    weights = tiny_model.random_weights(config)
+    model = checkpoints.load(tiny_model.write_folder(tmp_path / "model", weights, config, shards=shards))
+    assert (model.config, model.name) == (config, "model")
+    jax.tree.map(np.testing.assert_array_equal, as_written(model.params, config), weights)
+
+
+def test_gguf_and_folder_of_one_model_give_equal_logits(tmp_path):
+    weights, config = tiny_model.random_weights(), tiny_model.CONFIG
+    models = [
+        checkpoints.load(tiny_model.write_gguf(tmp_path / "tiny.gguf", weights)),
+        checkpoints.load(tiny_model.write_folder(tmp_path / "folder", weights, config)),
+    ]
+    tokens = jnp.array([[5, 6, 7, 8]])
+    first, second = (transformer.logits(model.params, tokens, config=config) for model in models)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_saved_folder_is_read_back(tmp_path):
+    config = UNTIED
+    params = transformer.init(jax.random.key(0), config)
+    tiny_model.write_folder(tmp_path, tiny_model.random_weights(config), config)
+    hf_folder.save(tmp_path, params, config)
+    model = checkpoints.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, model.params, dict(params))
+
+
+def test_bfloat16_folders_are_read_as_float32(tmp_path):
+    folder = tiny_model.write_folder(tmp_path / "model", tiny_model.random_weights(), tiny_model.CONFIG)
+    halves = {
+        name: np.asarray(jnp.asarray(x, jnp.bfloat16)) for name, x in tiny_model.random_weights().items()
+    }
+    save_file(halves, folder / "model.safetensors")
+    read = as_written(checkpoints.load(folder).params, tiny_model.CONFIG)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float32)), read, halves)
+
+
+def changed(weights: dict, name: str, array: np.ndarray | None) -> dict:
+    rest = {key: x for key, x in weights.items() if key != name}
+    return rest if array is None else rest | {name: array}
+
+
+WRONG_WEIGHTS = {
+    "missing": ("model.norm.weight", None, "model.norm.weight is missing.*(96,)"),
+    "misshapen": (
+        "model.layers.1.mlp.up_proj.weight", np.zeros((32, 96), np.float32),
+        r"model.layers.1.mlp.up_proj.weight must have shape \(64, 96\).*got \(32, 96\)",
+    ),
+    "unknown": ("model.layers.0.self_attn.q_proj.bias", np.zeros(96, np.float32), "q_proj.bias is unknown"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_WEIGHTS)
+def test_tensors_that_do_not_fit_the_config_are_named(tmp_path, case):
+    name, array, message = WRONG_WEIGHTS[case]
+    weights = changed(tiny_model.random_weights(), name, array)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.load(tiny_model.write_folder(tmp_path, weights, tiny_model.CONFIG))
+
+
+def test_misshapen_gguf_tensor_is_named_with_both_shapes(tmp_path):
+    weights = changed(tiny_model.random_weights(), "model.embed_tokens.weight", np.zeros((7, 96), np.float32))
+    with pytest.raises(
+        CheckpointError, match=r"embed_tokens.weight must have shape \(\d+, 96\).*got \(7, 96\)"
+    ):
+        checkpoints.load(tiny_model.write_gguf(tmp_path / "tiny.gguf", weights))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 4, 20, 100, 3_000, 8_000, 100_000, -1])
+def test_truncated_gguf_is_refused_by_name(tmp_path, keep):
+    path = tiny_model.write_gguf(tmp_path / "tiny.gguf")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("magic", [b"GGML", b"PK\x03\x04", b"\x80\x04\x95\x00"])
+def test_files_with_another_magic_are_refused(tmp_path, magic):
+    path = tiny_model.write_gguf(tmp_path / "tiny.gguf")
+    path.write_bytes(magic + path.read_bytes()[4:])
+    with pytest.raises(CheckpointError, match="must begin with b'GGUF'"):
+        checkpoints.load(path)
+
+
+def test_gguf_whose_header_promises_too_much_is_refused(tmp_path):
+    path = tiny_model.write_gguf(tmp_path / "tiny.gguf")
+    data = bytearray(path.read_bytes())
+    data[8:24] = struct.pack("<QQ", 2**60, 2**60)  # tensors, metadata keys
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoints.load(path)
+
+
+def test_unknown_architecture_quantization_and_tokenizer_are_refused(tmp_path):
+    refused = lambda message, **kwargs: pytest.raises(CheckpointError, match=message)
+    with refused("architecture must be llama; got 'mamba'"):
+        checkpoints.load(tiny_model.write_gguf(tmp_path / "a.gguf", architecture="mamba"))
+    with refused("tokenizer.ggml.pre must be one of gpt-2, smollm; got 'tekken'"):
+        checkpoints.load(tiny_model.write_gguf(tmp_path / "b.gguf", pre="tekken"))
+    with refused("tokenizer.ggml.model must be gpt2"):
+        checkpoints.load(tiny_model.write_gguf(tmp_path / "c.gguf", tokenizer="llama"))
+    integers = changed(tiny_model.random_weights(), "model.norm.weight", np.zeros(96, np.int32))
+    with refused("output_norm.weight must be stored as .*F32.*; got I32"):
+        checkpoints.load(tiny_model.write_gguf(tmp_path / "d.gguf", integers))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["absent", "truncated"])
+def test_damaged_folders_are_refused_by_file_name(tmp_path, file, damage):
+    path = tiny_model.write_folder(tmp_path, tiny_model.random_weights(), tiny_model.CONFIG) / file
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=file.replace(".", r"\.")):
+        checkpoints.load(tmp_path)
+
+
+WRONG_CONFIGS = {
+    "model_type": "qwen2", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "hidden_act": "gelu",
+    "attention_bias": True, "num_attention_heads": 5, "hidden_size": "wide", "num_hidden_layers": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", WRONG_CONFIGS)
+def test_configs_of_other_models_are_refused(tmp_path, key):
+    folder = tiny_model.write_folder(tmp_path, tiny_model.random_weights(), tiny_model.CONFIG)
+    values = hf_folder.config_json(tiny_model.CONFIG) | {key: WRONG_CONFIGS[key]}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError):
+        checkpoints.load(folder)
+
+
+def test_index_that_points_out_of_its_folder_is_refused(tmp_path):
+    folder = tiny_model.write_folder(tmp_path / "m", tiny_model.random_weights(), tiny_model.CONFIG)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../secret.safetensors"}}')
+    with pytest.raises(CheckpointError, match="files of its own folder"):
+        checkpoints.load(folder)
+
+
+def test_pickled_weights_are_never_loaded(tmp_path):
+    folder = tiny_model.write_folder(tmp_path, tiny_model.random_weights(), tiny_model.CONFIG)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"must hold model\.safetensors"):
+        checkpoints.load(folder)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere"):
+        checkpoints.load(tmp_path / "nowhere.gguf")
