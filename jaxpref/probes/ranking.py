@@ -174,14 +174,19 @@ def mean_pairwise(
     return jnp.sum(agrees & apart, axis=(-2, -1)) / jnp.sum(apart, axis=(-2, -1))
 
 
-def auc(scores: Float[Array, "pairs"], labels: Bool[Array, "pairs"]) -> Float[Array, ""]:
+def auc(
+    scores: Float[Array, "pairs"],
+    labels: Bool[Array, "pairs"],
+    where: Bool[Array, "pairs"] | None = None,
+) -> Float[Array, ""]:
     """Area under the ROC curve: chance that a positive scores above a negative, ties counting half.
 
-    NaN where one of the classes is empty.
+    Of the pairs in `where` alone, if given; their scores must be finite. NaN where a class is empty.
     """
-    ranked = jnp.sort(scores)
+    where = jnp.ones_like(labels) if where is None else where
+    ranked = jnp.sort(jnp.where(where, scores, -jnp.inf))  # the others stand below and shift all ranks
     below = jnp.searchsorted(ranked, scores, side="left")
-    rank = wide(below + jnp.searchsorted(ranked, scores, side="right") + 1) / 2  # mean rank, from 1
-    positives, negatives = jnp.sum(labels), jnp.sum(~labels)
-    excess = jnp.sum(jnp.where(labels, rank, 0.0)) - positives * (positives + 1) / 2
+    rank = wide(below + jnp.searchsorted(ranked, scores, side="right") + 1) / 2 - jnp.sum(~where)
+    positives, negatives = jnp.sum(labels & where), jnp.sum(~labels & where)
+    excess = jnp.sum(jnp.where(labels & where, rank, 0.0)) - positives * (positives + 1) / 2
     return excess / (positives * negatives)

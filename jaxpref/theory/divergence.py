@@ -173,7 +173,7 @@ def best_of_n(
     return jnp.where(policy > -jnp.inf, best, -jnp.inf)  # an empty level is 0 / 0
 
 
-def best_of_n_kl_bound(n: float | Array) -> Array:
+def best_of_n_kl_bound(n: int | Array) -> Array:
     """log n - (n - 1) / n, nats: the most that the best of n can differ from its policy."""
     return jnp.log(n) - (n - 1) / n
 
@@ -209,21 +209,21 @@ def negative_gradient_helps_chosen(
 
 
 def pair_step(
-    policy: Float[Array, "bins"], chosen: Int[Array, ""], rejected: Int[Array, ""], size: Float[Array, ""]
+    policy: Float[Array, "bins"], chosen: Int[Array, ""], rejected: Int[Array, ""], size: float | Array
 ) -> Float[Array, "bins"]:
     """A contrastive step on a table, exactly: the chosen logit rises by `size`, the rejected one falls."""
     return logps.log_softmax(policy.at[chosen].add(size).at[rejected].add(-size))
 
 
 def bystanders_gain(
-    p_w: Float[Array, "*pairs"], p_l: Float[Array, "*pairs"], size: Float[Array, "*pairs"]
+    p_w: Float[Array, "*pairs"], p_l: Float[Array, "*pairs"], size: float | Array
 ) -> Bool[Array, "*pairs"]:
     """Whether all other responses gain in `pair_step`, by one common factor: p_w < p_l e^{-size}."""
     return p_w < p_l * jnp.exp(-size)
 
 
 def push_down_step(
-    policy: Float[Array, "bins"], rejected: Int[Array, ""], size: Float[Array, ""]
+    policy: Float[Array, "bins"], rejected: Int[Array, ""], size: float | Array
 ) -> Float[Array, "bins"]:
     """A step against one response alone: the others' logits rise in proportion to their probability."""
     gradient = -jnp.exp(policy).at[rejected].add(-1.0)
@@ -235,7 +235,7 @@ def push_down_step(
 
 def tilted_logratio(
     reference: Float[Array, "bins"], scores: Float[Array, "bins"], counts: Float[Array, "*responses bins"],
-    strength: Float[Array, ""],
+    strength: float | Array,
 ) -> Float[Array, "*responses"]:  # fmt: skip
     """Log-ratio of a response with these token counts once the policy is reference e^{s m}; nats.
 

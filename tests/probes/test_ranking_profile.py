@@ -1,4 +1,4 @@
-"""Means by category and the flip profile, held against loops over pairs."""
+"""Means by category, the flip profile and the AUC of some pairs, held against loops over pairs."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,3 +34,12 @@ def test_flip_profile_counts_a_bin_from_above_its_lower_to_its_upper_edge():
     margin = jnp.array([1.0, 1.0, 0.0, -1.0, 3.0, -2.0, 9.0])
     profile = ranking.flip_profile(margin, gap, jnp.array([0.0, 2.0, 5.0, 5.5]))
     np.testing.assert_array_equal(profile, [0.5, 0.5, np.nan])  # (0, 2]: 1 and 2; (2, 5]: 2.5 and 5
+
+
+def test_auc_of_some_pairs_is_the_auc_without_the_others():
+    scores, gap = random_pairs()
+    scores, labels, where = np.round(scores), gap + scores > 0, gap > 2
+    difference = scores[where & labels][:, None] - scores[where & ~labels]
+    expected = np.mean((difference > 0) + 0.5 * (difference == 0))
+    measured = ranking.auc(jnp.array(scores), jnp.array(labels), jnp.array(where))
+    np.testing.assert_allclose(measured, expected, rtol=1e-5)
