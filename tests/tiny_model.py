@@ -30,6 +30,7 @@ CONFIG = TransformerConfig(
     mlp_dim=64,
     tied=True,
     rope_theta=1e4,
+    norm_eps=2**-17,
 )  # rows of 32 and its multiples, so that Q8_0 can hold them; GGUF keeps float32 constants
 
 

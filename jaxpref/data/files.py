@@ -270,9 +270,9 @@ def _id(fields: dict[str, Any], line: int) -> str:
 
 
 def _columns(fields: dict[str, Any]) -> dict[str, float]:
-    counts = {name: _number(fields[name], name, minimum=0, whole=True) for name in COUNTS if name in fields}
+    counts = {name: _number(fields[name], name, minimum=0.0, whole=True) for name in COUNTS if name in fields}
     scores = {name: _number(fields[name], name) for name in SCORES if name in fields}
-    weight = {name: _number(fields[name], name, minimum=0) for name in ("weight",) if name in fields}
+    weight = {name: _number(fields[name], name, minimum=0.0) for name in ("weight",) if name in fields}
     return counts | scores | weight
 
 

@@ -33,9 +33,8 @@ def test_logits_of_random_llamas_equal_transformers(name):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", make_llama.CASES)
-def test_recomputing_layers_changes_no_gradient(name):
-    config, weights, _ = recipe(name)
+def test_recomputing_layers_changes_no_gradient():
+    config, weights, _ = recipe("tied_grouped")
     shapes = {key: array.shape for key, array in weights.items()}
     params = llama.to_params(llama.Tensors(shapes, weights.__getitem__), config)
     tokens = jnp.array(make_llama.TOKENS)
