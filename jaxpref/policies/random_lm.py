@@ -24,9 +24,9 @@ def byte_tokenizer(words: Sequence[str] = ()) -> Tokenizer:
 
 
 def random_model(key: Array, words: Sequence[str] = ()) -> LanguageModel:
-    """A two-layer transformer behind `byte_tokenizer(words)`."""
+    """A one-layer transformer behind `byte_tokenizer(words)`."""
     tokenizer = byte_tokenizer(words)
-    config = transformer.tiny(tokenizer.backend.get_vocab_size(), dim=32)
+    config = transformer.tiny(tokenizer.backend.get_vocab_size(), dim=32, layers=1)
     return LanguageModel(
         name="random",
         config=config,
