@@ -187,7 +187,7 @@ def _checked(compiled: Callable[..., Mapping[str, Array]], prepared: Prepared, p
     measured = dict(compiled(prepared.model.params, batch))
     if prepared.config.gradients:
         measured |= _geometry(prepared.model.config)(prepared.model.params, batch)
-    arrays = {name: np.asarray(value)[0] for name, value in measured.items()}
+    arrays = {name: np.asarray(value[0]) for name, value in measured.items()}
     for name, value in arrays.items():
         if not np.isfinite(value).all():
             raise FloatingPointError(f"line {pair.record.line}, id {pair.record.id}: {name} is not finite")
