@@ -104,12 +104,9 @@ def batch_gradient_products(pair_logps: PairPolicy, params: PyTree, batch: PyTre
     Holds two gradients a pair: for toys. `update_direction` with `directional` gives the same prediction
     of one batch step in the memory of one gradient.
     """
-    jacobian = jax.jacrev(lambda params: pair_logps(params, batch))(params)
-    return BatchGradientProducts(
-        _gram(jacobian.chosen, jacobian.chosen),
-        _gram(jacobian.chosen, jacobian.rejected),
-        _gram(jacobian.rejected, jacobian.rejected),
-    )
+    one_pair = lambda pair: _pair_gradients(pair_logps, params, jax.tree.map(lambda x: x[None], pair))
+    chosen, rejected = jax.lax.map(one_pair, batch)  # a jacobian of the batch would redo it for every pair
+    return BatchGradientProducts(_gram(chosen, chosen), _gram(chosen, rejected), _gram(rejected, rejected))
 
 
 def _gram(first: PyTree, second: PyTree) -> Array:
