@@ -12,6 +12,7 @@ OPPOSITE = figures.ORANGE
 COLORS = {"chosen": figures.CHOSEN, "opposite": OPPOSITE, "rejected": figures.REJECTED}
 COLUMNS = 4
 NAMES = {"adam": "Adam", "sgd": "SGD", "rmsprop": "RMSProp"}
+VISIBLE = 1e-3  # smaller gains of probability are no bars
 Setting = tuple[str, str]  # pair, optimizer
 
 
@@ -74,11 +75,20 @@ def count(table: Arrays) -> str:
 def footnote(run: Run, table: Arrays) -> str:
     """What every caption of this run says."""
     config = run.config
+    rates = ", ".join(
+        f"{NAMES[optimizer]} {config[f'{optimizer}_learning_rate']:g}"
+        for optimizer in dict.fromkeys(table["optimizer"].tolist())
+    )
     return (
         f"Model {run.stored['notes']['model']}, all weights trained by DPO on one pair of one-word answers, "
-        f"beta {config['beta']:g}; {count(table)} (n), each its own run; learning rate: Adam "
-        f"{config['adam_learning_rate']:g}, SGD {config['sgd_learning_rate']:g}. Nothing is drawn at random."
+        f"beta {config['beta']:g}, learning rate: {rates}. n = {count(table)}, each with a run of its own; "
+        "nothing is drawn at random, so there are no seeds."
     )
+
+
+def width(columns: int) -> float:
+    """A single panel needs room for its caption."""
+    return figures.PAGE if columns > 1 else 0.7 * figures.PAGE
 
 
 def trajectories(run: Run) -> plt.Figure:
@@ -86,13 +96,13 @@ def trajectories(run: Run) -> plt.Figure:
     table = run.table("trajectories")
     blocks = [settings(table)[i : i + COLUMNS] for i in range(0, len(settings(table)), COLUMNS)]
     columns = min(COLUMNS, len(blocks[0]))
-    width = figures.PAGE if columns > 1 else figures.COLUMN
     figure, axes = figures.panels(
         columns,
         2 * len(blocks),
-        width,
+        width(columns),
         1.55,
         sharex=True,
+        sharey="row",
         gridspec_kw={"height_ratios": [3, 2] * len(blocks)},
     )
     for block, pair_of_rows in zip(blocks, axes.reshape(-1, 2, columns), strict=True):
@@ -121,7 +131,7 @@ def gains_by_token(table: Arrays, k: int) -> list[tuple[str, float, int, bool]]:
         of_token = table["token"] == token
         gain = float(table["gain"][of_token].sum()) / prompts
         rows.append((token, gain, int(of_token.sum()), bool(table["says_opposite"][of_token][0])))
-    return sorted((row for row in rows if row[1] > 0), key=lambda row: -row[1])[:k]
+    return sorted((row for row in rows if row[1] > VISIBLE), key=lambda row: -row[1])[:k]
 
 
 def plot_gainers(ax: plt.Axes, table: Arrays, setting: Setting, k: int = 4) -> None:
@@ -135,8 +145,7 @@ def plot_gainers(ax: plt.Axes, table: Arrays, setting: Setting, k: int = 4) -> N
     for place, (_, gain, times, _) in zip(places, gainers, strict=True):
         ax.annotate(f" {times}", (gain, place), va="center", fontsize=6.5)
     ax.set_yticks(places, [spelled(g[0]) for g in gainers])
-    ax.invert_yaxis()
-    ax.set(title=title(setting), xlim=(0, 1))
+    ax.set(title=title(setting), xlim=(0, 1), ylim=(max(len(gainers), 3) - 0.4, -0.6))
 
 
 def spelled(token: str) -> str:
@@ -151,8 +160,7 @@ def gainers(run: Run) -> plt.Figure:
     names = settings(table)
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
-    width = figures.PAGE if columns > 1 else figures.COLUMN
-    figure, axes = figures.panels(columns, rows, width, 1.5, sharex=True)
+    figure, axes = figures.panels(columns, rows, width(columns), 1.6 if rows > 1 else 2.2, sharex=True)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     for ax, setting in zip(axes.flat, names, strict=False):
@@ -185,7 +193,7 @@ def plot_drops(ax: plt.Axes, run: Run, names: Sequence[Setting]) -> None:
             capsize=2, markersize=9,
         )  # fmt: skip
     ax.set_xticks(range(len(names)), [title(name) for name in names], rotation=40, ha="right")
-    ax.set(ylabel="largest drop of p(chosen)", title="displacement")
+    ax.set(ylabel="largest drop of p(chosen)", title="displacement", xlim=(-0.6, len(names) - 0.4))
     ax.axhline(0.0, **figures.ZERO_LINE)
 
 

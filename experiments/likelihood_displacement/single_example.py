@@ -7,8 +7,8 @@ question, two one-word answers, DPO on that pair alone, all weights trained; her
 without the SFT stage. Ten prompts (`toy`: one) for each pair and optimizer.
 
 Expect with Adam and "No" over "no": log p(No) from -0.57 to about -1.2 on the first prompt in 50 steps, and
-p(Yes) from 0.16 to about 0.7. Expected not to hold here: the paper's own pair, "No" over "Never". A run of
-50 steps takes about a minute on two cores, all of `lm` an hour and a half; each run is kept as it ends, so an
+p(Yes) from 0.16 to about 0.7 (log p(No) -0.579 after one step, -0.618 after five). Expected not to hold here: the paper's own pair, "No" over "Never". A run of
+50 steps takes about a minute on two cores, all of `lm` an hour and a quarter; each run is kept as it ends, so an
 interrupted study goes on. Without the weights, and without a way to fetch them, the question is skipped.
 """
 
@@ -122,7 +122,7 @@ PRESETS = {
     "lm": Config(settings=("No>no/adam", "No>Never/adam", "No>no/sgd", "Yes>No/adam", "No>Never/sgd",
                            "Yes>No/sgd", "No>Not/adam", "Sure>Yes/adam")),
 }  # fmt: skip
-SECONDS = {"smoke": 10, "toy": 75, "lm": 5400}
+SECONDS = {"smoke": 10, "toy": 75, "lm": 4200}
 
 _PAPER = "Razin et al. 2025, arXiv:2410.08847, "
 _claim = functools.partial(ClaimSpec, artefact="E1", unit="prompts")
