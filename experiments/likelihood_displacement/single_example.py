@@ -6,10 +6,11 @@ The single-example setting of Razin et al. 2025 (arXiv:2410.08847, section 3, Ta
 question, two one-word answers, DPO on that pair alone, all weights trained; here on SmolLM2-135M-Instruct,
 without the SFT stage. Ten prompts (`toy`: one) for each pair and optimizer.
 
-Expect with Adam and "No" over "no": log p(No) from -0.57 to about -1.2 on the first prompt in 50 steps, and
-p(Yes) from 0.16 to about 0.7 (log p(No) -0.579 after one step, -0.618 after five). Expected not to hold here: the paper's own pair, "No" over "Never". A run of
-50 steps takes about a minute on two cores, all of `lm` an hour and a quarter; each run is kept as it ends, so an
-interrupted study goes on. Without the weights, and without a way to fetch them, the question is skipped.
+Expect with Adam and "No" over "no", on the first prompt: log p(No) from -0.571 by -0.579 (step 1) and -0.618
+(step 5) to -1.21 (step 50), p(Yes) from 0.16 to 0.69. The paper's own pair, No over Never, is expected not
+to displace here. A run of 50 steps takes 85 CPU seconds, 45 s on two idle cores; all of `lm` is 80 of them.
+Each is kept as it ends, so an interrupted study goes on. Where the weights are missing and cannot be fetched
+the question is skipped.
 """
 
 import dataclasses
