@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
@@ -69,3 +70,9 @@ class IndexPairs(NamedTuple):
     chosen: Int[Array, "pairs"]
     rejected: Int[Array, "pairs"]
     reference: PairLogps | None = None
+
+    @property
+    def lengths(self) -> PairLengths:
+        """One: a response out of a finite list is one token."""
+        one = jnp.ones_like(self.chosen)
+        return PairLengths(one, one)

@@ -10,11 +10,11 @@ from jax import Array
 from jaxtyping import Int, PyTree
 
 from jaxpref import logps
-from jaxpref.pairs import PairLogps
+from jaxpref.pairs import PairLogps, PairTokenLogps
 
-PairLogpsFn = Callable[[PyTree, Any], PairLogps]
+PairLogpsFn = Callable[[PyTree, Any], PairLogps | PairTokenLogps]
 ResponseLogpsFn = Callable[[PyTree, Any], Array]
-LossFn = Callable[[PairLogps, Any], Array]
+LossFn = Callable[[Any, Any], Array]  # (policy, batch) -> [pairs]
 Metrics = dict[str, Array]
 Objective = Callable[[PyTree, Any], tuple[Array, Metrics]]
 
@@ -35,7 +35,8 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> Train
 def pair_objective(pair_logps: PairLogpsFn, loss_fn: LossFn) -> Objective:
     """Mean loss over the pairs of a batch, and the metrics that come with it.
 
-    `pair_logps(params, batch) -> PairLogps` is the policy; `loss_fn(policy, batch) -> [pairs]` has its
+    `pair_logps(params, batch) -> PairLogps` is the policy, or its `token_logps` where the loss is one of
+    tokens (`losses.LOSSES[name].needs`); `loss_fn(policy, batch) -> [pairs]` has its
     hyperparameters bound (`jaxpref.losses.bind`).
     """
 
@@ -63,8 +64,10 @@ def response_objective(response_logps: ResponseLogpsFn, loss_fn: LossFn) -> Obje
     return objective
 
 
-def pair_metrics(policy: PairLogps) -> Metrics:
+def pair_metrics(policy: PairLogps | PairTokenLogps) -> Metrics:
     """Means over the pairs, nats; `ranking/accuracy` counts a tie as right (arXiv:2405.19534, def. 2.3)."""
+    if isinstance(policy, PairTokenLogps):
+        policy = policy.sum()
     return {
         "logps/chosen": jnp.mean(policy.chosen),
         "logps/rejected": jnp.mean(policy.rejected),

@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxpref import train
-from jaxpref.pairs import IndexPairs, PairLogps
-from jaxpref.policies import tabular
+from jaxpref import losses, train
+from jaxpref.pairs import IndexPairs, PairLogps, TokenPairs, TokenRows
+from jaxpref.policies import tabular, transformer
+
+LM = transformer.tiny(11, dim=8, layers=1, heads=2)
 
 
 def batch(num_pairs: int = 6) -> IndexPairs:
@@ -99,3 +101,19 @@ def test_an_epoch_sees_every_example_once():
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="batch_size must be at most num_examples=3; got 4"):
         train.batch_indices(jax.random.key(0), 3, 4, 1)
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo", "slic_hf", "rpo_iter", "unlikelihood"])
+def test_a_step_along_the_gradient_lowers_the_loss_whatever_it_needs(name):
+    """A reference, lengths, nothing, both, tokens: each kind of loss through the transformer."""
+    tokens = jax.random.randint(jax.random.key(2), (3, 5), 0, 11)
+    mask = jnp.broadcast_to(jnp.arange(5) > 1, tokens.shape)
+    pairs = TokenPairs(TokenRows(tokens, mask), TokenRows((tokens + 1) % 11, mask))
+    params = transformer.init(jax.random.key(0), LM)
+    reference = jax.tree.map(lambda x: x - 0.3, transformer.pair_logps(params, pairs, config=LM))
+    pairs = pairs._replace(reference=reference)
+    policy = transformer.token_logps if "tokens" in losses.get(name).needs else transformer.pair_logps
+    optimizer = optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.01))
+    step = train.make_train_step(functools.partial(policy, config=LM), losses.bind(name), optimizer)
+    _, metrics = jax.jit(lambda s: train.fit_fixed(step, s, pairs, 2))(train.init_state(params, optimizer))
+    assert metrics["grad_norm"][0] > 0 and metrics["loss"][1] < metrics["loss"][0]
