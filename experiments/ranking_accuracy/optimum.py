@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -35,12 +36,12 @@ class Config:
     reference_scale: float = 2.0  # standard deviation of the reference's logits
     learning_rate: float = 20.0  # over beta^2, the scale of the loss's curvature
     num_steps: int = 4000
-    record_every: int = 100  # steps
+    num_recorded: int = 40  # steps
     num_seeds: int = 8
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("num_responses", 2), ("num_steps", 2), ("record_every", 1), ("num_seeds", 1)):
+        for name, least in (("num_responses", 2), ("num_steps", 2), ("num_recorded", 1), ("num_seeds", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
         if not self.betas or min(self.betas) <= 0:
@@ -189,11 +190,15 @@ def run(config: Config, writer: RunWriter) -> None:
     writer.write_summary({f"summary/{name}": values for name, values in worst.items()})
 
 
+def recorded_steps(config: Config) -> list[int]:
+    """Steps at which curves are kept: evenly spread in logarithm, half-way and the last among them."""
+    spread = np.unique(np.geomspace(1, config.num_steps, config.num_recorded).astype(int) - 1)
+    return sorted({*spread.tolist(), config.num_steps // 2})
+
+
 def write_curves(config: Config, writer: RunWriter, found: dict[str, Array]) -> None:
-    """Every `record_every`-th step, the half and the last among them."""
-    steps = sorted(
-        {*range(0, config.num_steps, config.record_every), config.num_steps // 2, config.num_steps - 1}
-    )
+    """Reward margins and the distance from the optimum on the way there."""
+    steps = recorded_steps(config)
     for index, beta in enumerate(config.betas):
         curves = {labels: found[f"curves/{labels}"][:, index][:, steps] for labels in LABELS}
         for labels, curve in curves.items():

@@ -42,7 +42,7 @@ class VotesConfig:
     min_length: int = 3  # response tokens before the end token
     max_length: int = 23
     num_votes: int = 4  # a tied vote is held again, so every pair has a majority
-    sharpness: float = 2.0  # standard deviation of the chain's logits; 0 is uniform
+    sharpness: float = 1.5  # standard deviation of the chain's logits; 0 is uniform
     reward_scale: float = 2.0  # standard deviation of the hidden reward, nats
 
     def __post_init__(self):
@@ -126,17 +126,23 @@ def _choose(first_wins: Bool[Array, "pairs"], first: TokenRows, second: TokenRow
 
 def voted_pairs(key: Array, chain: World, num_pairs: int, config: VotesConfig) -> VotedPairs:
     """Prompts, two responses each, votes; the majority's choice is `chosen`. No reference yet."""
-    keys = dict(zip(("start", "prompt", "first", "second", "vote"), jax.random.split(key, 5), strict=True))
-    start = jax.random.randint(keys["start"], (num_pairs,), 1, config.vocab)
-    prompts = walks(keys["prompt"], chain, start, config.prompt_length)
-    first = responses(keys["first"], chain, prompts, config)
-    second = responses(keys["second"], chain, prompts, config)
+    start_key, prompt_key, response_key, vote_key = jax.random.split(key, 4)
+    start = jax.random.randint(start_key, (num_pairs,), 1, config.vocab)
+    prompts = walks(prompt_key, chain, start, config.prompt_length)
+    both = responses(response_key, chain, jnp.concatenate([prompts, prompts]), config)
+    first = jax.tree.map(lambda x: x[:num_pairs], both)
+    second = jax.tree.map(lambda x: x[num_pairs:], both)
     difference = rewards(chain, first) - rewards(chain, second)
-    for_first = votes(keys["vote"], difference, config.num_votes)
+    for_first = votes(vote_key, difference, config.num_votes)
     first_wins = 2 * for_first > config.num_votes
     most = jnp.where(first_wins, for_first, config.num_votes - for_first)
     pairs = TokenPairs(_choose(first_wins, first, second), _choose(~first_wins, first, second))
     return VotedPairs(pairs, most, config.num_votes - most, jnp.where(first_wins, difference, -difference))
+
+
+def take(data: VotedPairs, begin: int, end: int) -> VotedPairs:
+    """Pairs `begin` to `end`."""
+    return jax.tree.map(lambda x: x[begin:end], data)
 
 
 def with_reference(data: VotedPairs, reference: PairLogps) -> VotedPairs:
