@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jaxtyping import Float, Int, PyTree
@@ -52,7 +54,7 @@ def fit(
     num_steps: int,
     eval_every: int,
 ) -> train.Metrics:
-    """Trains by Adam from `params` under the setting; metrics [num_steps + 1], entry i those before step i."""
+    """Trains by Adam from `params`; metrics [num_steps + 1], entry i those before step i."""
     optimizer = optax.adam(setting.learning_rate)
     objective = online.sampled_objective(bandit.policy, choose_loss(loss_fns, setting.method))
     collect = online.make_collect(
@@ -67,3 +69,38 @@ def fit(
     return online.fit_online(
         online_step, state, evaluate, key=eval_key, num_steps=num_steps, eval_every=eval_every
     )[1]
+
+
+OFFLINE = 1_000_000  # passes over the first collection: more than any run has steps
+
+
+def grid(
+    *,
+    method: int,
+    learning_rate: float,
+    rewards: Float[Array, "rewards vocab"],
+    keys: Array,
+    minibatches: int = 1,
+    reuse: int = OFFLINE,
+) -> Setting:
+    """One method on every reward with every key, rewards outermost: settings stacked as [rewards * seeds]."""
+    num_rewards, num_seeds = len(rewards), len(keys)
+    repeated = lambda value: jnp.full(num_rewards * num_seeds, value)
+    return Setting(
+        repeated(method),
+        repeated(learning_rate),
+        Reward(jnp.repeat(rewards, num_seeds, axis=0)),
+        Schedule(repeated(minibatches), repeated(reuse)),
+        jnp.tile(keys, num_rewards),
+    )
+
+
+def tile(tree: PyTree, times: int) -> PyTree:
+    """Every array's leading axis repeated as a whole, to go with `grid`."""
+    return jax.tree.map(lambda x: jnp.concatenate([x] * times), tree)
+
+
+def recorded(metrics: train.Metrics, *, num_rewards: int, every: int) -> dict[str, np.ndarray]:
+    """Every `every`-th step of a `grid`'s metrics, as [rewards, seeds, records]."""
+    shaped = {name: np.asarray(values)[:, ::every] for name, values in metrics.items()}
+    return {name: values.reshape(num_rewards, -1, values.shape[1]) for name, values in shaped.items()}
