@@ -1,6 +1,7 @@
 """Figures of the ranking-accuracy study (Chen et al. 2024, arXiv:2405.19534)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,7 @@ CATEGORIES = {  # name: color, what happened, marker
     "ic": (figures.GREEN, "wrong, flipped", "^"),
     "ii": (figures.VERMILION, "wrong, stayed wrong", "s"),
 }
-BEST_LINE = {"color": "0.35", "linewidth": 0.9, "linestyle": "--", "zorder": 0}
+BEST_LINE: dict[str, Any] = {"color": "0.35", "linewidth": 0.9, "linestyle": "--", "zorder": 0}
 LOG_2 = float(np.log(2.0))
 
 

@@ -31,6 +31,7 @@ from jaxpref.policies import transformer
 from jaxpref.results import ClaimSpec, RunWriter
 
 PAPER = "Chen et al. 2024, arXiv:2405.19534, "
+SIDES = ("chosen", "rejected")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -335,11 +336,7 @@ def train_and_score(
         history.append(jax.block_until_ready(scored(state.params, problem)))
         progress(0.3 + 0.65 * (index + 1) / config.num_epochs, f"DPO, epoch {index + 1}")
     stacked = jax.tree.map(lambda *values: np.stack(values, axis=1), *history)
-    return {
-        f"{split}/{side}": getattr(stacked[split], side)
-        for split in stacked
-        for side in ("chosen", "rejected")
-    }
+    return {f"{split}/{side}": getattr(stacked[split], side) for split in stacked for side in SIDES}
 
 
 def epoch_orders(key: Array, config: Config) -> Array:
@@ -351,7 +348,7 @@ def epoch_orders(key: Array, config: Config) -> Array:
 
 def scored_pairs(scores: Mapping[str, np.ndarray], split: str, data: VotedPairs, count: int) -> Scored:
     """The scores with what else is known of the pairs."""
-    policy = PairLogps(scores[f"{split}/chosen"], scores[f"{split}/rejected"])
+    policy = PairLogps(*(jnp.asarray(scores[f"{split}/{side}"]) for side in SIDES))
     known = data.pairs.reference, jax.vmap(lambda pairs: pairs.lengths)(data.pairs), data.alpha
     return Scored(policy, *jax.tree.map(lambda x: x[:, :count], known))
 

@@ -89,13 +89,10 @@ class Problem(NamedTuple):
     """All ordered pairs of one prompt's responses, and how the raters split on each."""
 
     pairs: IndexPairs
+    reference_gap: Array  # [pairs], nats
     vote_share: Array  # [pairs], of those who prefer the response called chosen
     start: tabular.TabularParams
     rewards: Array  # [responses], nats
-
-    @property
-    def reference_gap(self) -> Array:
-        return -self.pairs.reference.margin
 
 
 def make_problem(key: Array, config: Config) -> Problem:
@@ -107,8 +104,11 @@ def make_problem(key: Array, config: Config) -> Problem:
     rewards = config.reward_scale * jax.random.normal(reward_key, (config.num_responses,))
     chosen, rejected = jnp.nonzero(~jnp.eye(config.num_responses, dtype=bool), size=num_pairs(config))
     pairs = IndexPairs(jnp.zeros_like(chosen), chosen, rejected)
-    pairs = pairs._replace(reference=tabular.pair_logps(start, pairs))
-    return Problem(pairs, jax.nn.sigmoid(rewards[chosen] - rewards[rejected]), start, rewards)
+    reference = tabular.pair_logps(start, pairs)
+    pairs = pairs._replace(reference=reference)
+    return Problem(
+        pairs, -reference.margin, jax.nn.sigmoid(rewards[chosen] - rewards[rejected]), start, rewards
+    )
 
 
 def num_pairs(config: Config) -> int:

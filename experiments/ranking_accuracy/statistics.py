@@ -5,7 +5,7 @@ and reference, the two lengths, the votes. Run in float64: past beta c = 17 loss
 number in float32.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -221,7 +221,7 @@ def checkpoint(policy: PairLogps, scored: Scored, beta: float) -> dict[str, Arra
     }
 
 
-def summarize(train: Scored, held_out: Scored, beta: float, key: Array) -> dict[str, Array]:
+def summarize(train: Scored, held_out: Scored, beta: float, key: Array) -> dict[str, Any]:
     """All statistics of one seed."""
     best = jnp.argmin(curves(held_out, beta)["loss"])
     chosen = jax.tree.map(lambda x: x[best], train.policy)

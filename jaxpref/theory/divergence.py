@@ -128,7 +128,7 @@ def reverse_drops_faster(
 
 
 def regularized_optimum(
-    reference: Float[Array, "*rows bins"], rewards: Float[Array, "*rows bins"], *, beta: float
+    reference: Float[Array, "*rows bins"], rewards: Float[Array, "*rows bins"], *, beta: float | Array
 ) -> Float[Array, "*rows bins"]:
     """Log-probabilities of pi* proportional to reference e^{r / beta}, the best of reward - beta KL."""
     return logps.log_softmax(reference + rewards / beta)

@@ -37,7 +37,11 @@ __all__ = [
 
 
 def reward_margin(
-    margin: Float[Array, "*pairs"], reference_gap: Float[Array, "*pairs"], *, beta: float, gamma: float = 1.0
+    margin: Float[Array, "*pairs"],
+    reference_gap: Float[Array, "*pairs"],
+    *,
+    beta: float | Array,
+    gamma: float | Array = 1.0,
 ) -> Float[Array, "*pairs"]:
     """u = beta (m + gamma c), whose -log sigmoid is the DPO loss; gamma scales the reference (equation 4)."""
     return beta * (margin + gamma * reference_gap)
@@ -84,7 +88,7 @@ def implied_vote_share(agreement: Float[Array, "*pairs"]) -> Float[Array, "*pair
 
 
 def flip_threshold(
-    reference_gap: Float[Array, "*pairs"], *, beta: float, gamma: float = 1.0
+    reference_gap: Float[Array, "*pairs"], *, beta: float | Array, gamma: float | Array = 1.0
 ) -> Float[Array, "*pairs"]:
     """tau(c): the pair is ranked right exactly while its loss is at most this, theorem 4.1; nats.
 
@@ -100,7 +104,7 @@ def flips(reward_margin: Float[Array, "*pairs"], difficulty: Float[Array, "*pair
 
 
 def difficulty(
-    reference_gap: Float[Array, "*pairs"], *, beta: float, gamma: float = 1.0
+    reference_gap: Float[Array, "*pairs"], *, beta: float | Array, gamma: float | Array = 1.0
 ) -> Float[Array, "*pairs"]:
     """beta gamma c: the reward margin that the pair needs, known before training; positive if misranked."""
     return beta * gamma * reference_gap
@@ -114,7 +118,7 @@ def loss_surely_right(
 
 
 def initial_weight(
-    reference_gap: Float[Array, "*pairs"], *, beta: float, gamma: float = 1.0
+    reference_gap: Float[Array, "*pairs"], *, beta: float | Array, gamma: float | Array = 1.0
 ) -> Float[Array, "*pairs"]:
     """-dloss/dm at the start, where m = -c: beta / 2 for DPO whatever c is."""
     return beta * jax.nn.sigmoid(beta * (1 - gamma) * reference_gap)
