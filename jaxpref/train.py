@@ -112,6 +112,20 @@ def fit(step, state: TrainState, batches: PyTree) -> tuple[TrainState, Metrics]:
     return jax.lax.scan(step, state, batches)
 
 
+def fit_visiting(step, state: TrainState, batches: PyTree, every: int) -> tuple[TrainState, PyTree]:
+    """`fit`, and the parameters before the first step and after every `every` of them, for probes.
+
+    `every` divides the number of steps; the second result has a leading axis of steps / every + 1.
+    """
+
+    def segment(state: TrainState, batches: PyTree) -> tuple[TrainState, PyTree]:
+        return fit(step, state, batches)[0], state.params
+
+    segments = jax.tree.map(lambda x: x.reshape(-1, every, *x.shape[1:]), batches)
+    state, visited = jax.lax.scan(segment, state, segments)
+    return state, jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), visited, state.params)
+
+
 def fit_fixed(step, state: TrainState, batch: PyTree, num_steps: int) -> tuple[TrainState, Metrics]:
     """`num_steps` steps on the same batch, as one scan."""
     return jax.lax.scan(lambda state, _: step(state, batch), state, length=num_steps)
