@@ -119,7 +119,7 @@ def draw_flow(run: Run) -> plt.Figure:
     rate, temperature = run.config["flow_learning_rate"], run.config["temperature"]
     figures.caption(
         figure,
-        f"100 bins, target: reference e^(reward / {temperature}); logit descent at rate {rate}, deterministic",
+        f"100 bins, target: reference e^(reward / {temperature}); logit descent, rate {rate}, exact",
     )
     return figure
 

@@ -1,6 +1,6 @@
 """What does a negative gradient add to a step, and what can best-of-n reach? (Tajwar et al. 2024)
 
-    python -m experiments run mode_seeking/negative_gradient_theory --preset toy --out results/negative_gradient_theory
+    python -m experiments run mode_seeking/negative_gradient_theory --out results/negative_gradient_theory
 
 Fifteen seconds on two cores. On a table the margin always gains; on the transformer the first-order
 prediction of the gain is within 5 % of the step. Iterated best-of-10 on one token: .314, .915, .9987, 1.
