@@ -43,6 +43,7 @@ def encode(tiny, *pairs, max_length=100):
 def test_merges_and_single_digits_are_applied_by_hand(tiny):
     assert tiny.encode("hello world") == ids("hello", "Ġworld")
     assert tiny.encode("hellohello 42") == ids("hello", "hello", "Ġ", "4", "2")
+    assert tiny.encode("12") == ids("1", "2")  # digits stay single although a merge for these two exists
     assert tiny.encode("<|im_end|>hel") == ids("<|im_end|>", "he", "l")
 
 
