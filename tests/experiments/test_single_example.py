@@ -79,6 +79,13 @@ def test_gainers_come_best_first_at_the_reported_steps(smoke):
     assert set(table["step"]) == {1, 5, 6}
 
 
+def test_a_gain_is_the_rise_of_the_stored_probability(smoke):
+    table, p = smoke.table("gainers"), np.exp(trajectory(smoke, "No>no/sgd", 0)["No"])
+    rows = (table["token"] == "No") & (table["optimizer"] == "sgd") & (table["prompt"] == 0)
+    assert rows.any()
+    np.testing.assert_allclose(table["gain"][rows], p[table["step"][rows]] - p[0], rtol=1e-3, atol=1e-6)
+
+
 def test_every_figure_is_drawn(smoke, tmp_path):
     paths = figures.draw(smoke, drawing.FIGURES["single_example"], tmp_path)
     assert len(paths) == 6
