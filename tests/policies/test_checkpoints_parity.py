@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch", reason="parity extra not installed")
 transformers = pytest.importorskip("transformers", reason="parity extra not installed")
 
 TEXTS = (
-    "The capital of France is Paris, and the capital of Germany is Berlin. Both were cities of the Holy Roman "
-    "Empire at one time or another, though Paris was not.",
-    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n\n# Überprüfung: 数字 12345\n",
+    "The capital of France is Paris, and the capital of Germany is Berlin. Both were cities of the Holy "
+    "Roman Empire at one time or another, though Paris was not.",
+    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n\n"
+    "# Überprüfung: 数字 12345\n",
 )
 
 
