@@ -8,7 +8,7 @@ one. The higher the CHES, the less log p(chosen) gains; the bare length differen
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from jaxpref import losses, train, trees
 from jaxpref.data import synthetic_topics as topics
 from jaxpref.data.synthetic_topics import TopicTask
-from jaxpref.pairs import PairLengths, TokenPairs, TokenRows
+from jaxpref.pairs import PairLengths, PairLogps, TokenPairs, TokenRows
 from jaxpref.policies import transformer
 from jaxpref.policies.transformer import TransformerConfig
 from jaxpref.probes import alignment, likelihood
@@ -190,7 +190,7 @@ def score(params: PyTree, pairs: TokenPairs, config: Config) -> Scores:
     hidden = [transformer.hidden(params, rows.tokens, config=policy) for rows in pairs[:2]]
     sums = [likelihood.response_hidden_sums(*both) for both in zip(hidden, pairs[:2], strict=True)]
     last = [likelihood.last_hidden(*both) for both in zip(hidden, pairs[:2], strict=True)]
-    similarity = likelihood.ches(*sums, pairs.lengths)
+    similarity = likelihood.ches(sums[0], sums[1], pairs.lengths)
     itself = PairLengths(pairs.lengths.chosen, pairs.lengths.chosen)
     columns = (
         *similarity, likelihood.edit_similarity(pairs.chosen, pairs.rejected),
@@ -232,9 +232,9 @@ def train_subset(params: PyTree, subset: TokenPairs, learning_rate: float, confi
     step = train.make_train_step(pair_logps, loss_fn, optimizer)
     batches = jax.tree.map(lambda x: x.reshape(-1, config.batch_size, *x.shape[1:]), subset)
     state, _ = train.fit(step, train.init_state(params, optimizer), batches)
-    now = pair_logps(state.params, subset)
-    chosen, rejected = likelihood.displacement(now, subset.reference)
-    loss = jnp.mean(loss_fn(now, subset) - loss_fn(subset.reference, subset))
+    now, start = pair_logps(state.params, subset), cast(PairLogps, subset.reference)
+    chosen, rejected = likelihood.displacement(now, start)
+    loss = jnp.mean(loss_fn(now, subset) - loss_fn(start, subset))
     per_token = jnp.sum(chosen) / jnp.sum(subset.lengths.chosen)
     difference = jnp.mean(likelihood.length_difference(subset.lengths))
     return Changes(jnp.mean(chosen), per_token, jnp.mean(rejected), loss, difference)
@@ -244,16 +244,14 @@ def train_subsets(key: Array, params: PyTree, pairs: TokenPairs, scores: Array, 
     """`Changes` for every measure and percentile, [measures, percentiles]; pairs in random order."""
     pairs = pairs._replace(reference=transformer.pair_logps(params, pairs, config=_policy(config)))
 
-    def one(setting: tuple[Array, Array, Array]) -> Changes:
-        key, values, percentile = setting
-        chosen = topics.percentile_subset(values, percentile, config.subset_size)
-        index = jax.random.permutation(key, chosen)
+    def one(setting: tuple[Array, Array]) -> Changes:
+        members = topics.percentile_subset(*setting, config.subset_size)
+        index = jax.random.permutation(key, members)  # one key: equal subsets give equal changes
         return train_subset(params, jax.tree.map(lambda x: x[index], pairs), rate, config)
 
     grid = (len(scores), len(PERCENTILES))
     values = jnp.repeat(scores, grid[1], axis=0)
-    percentiles = jnp.tile(jnp.array(PERCENTILES), grid[0])
-    changes = jax.lax.map(one, (jax.random.split(key, grid[0] * grid[1]), values, percentiles))
+    changes = jax.lax.map(one, (values, jnp.tile(jnp.array(PERCENTILES), grid[0])))
     return jax.tree.map(lambda x: x.reshape(grid), changes)
 
 
@@ -275,8 +273,9 @@ def run_arm(key: Array, params: PyTree, transitions: Array, arm: Arm, config: Co
     return ArmResult(scores, changes, made.pairs.lengths, made.kind)
 
 
-def _spearman(first: np.ndarray, second: np.ndarray) -> float:
-    return float(spearmanr(first, second).statistic)
+def _spearman(first: np.ndarray | Array, second: np.ndarray | Array) -> float:
+    """Rounded, for five points give tenths: -0.9 must not miss -0.9 by a rounding error."""
+    return round(float(spearmanr(first, second).statistic), 9)
 
 
 def order_summary(name: str, result: ArmResult) -> dict[str, float]:

@@ -209,8 +209,8 @@ def prefer_all(pretrained: Pretrained, key: Array, config: Config) -> Trajectory
     pool = TASK.prompts(key, config.num_candidates)
 
     def one_condition(numbers: tuple[Array, Array, Array]) -> Trajectory:
-        condition = Condition(*numbers)
-        prompts = candidates(pretrained.params, pool, condition.chosen, config)
+        condition = Condition(*numbers)  # type: ignore[arg-type]  # traced
+        prompts = candidates(pretrained.params, pool, numbers[0], config)
         return jax.vmap(lambda prompt: prefer(pretrained.params, prompt, condition, config))(prompts)
 
     columns = zip(*(dataclasses.astuple(condition) for condition in CONDITIONS), strict=True)
@@ -275,28 +275,28 @@ def _runs(condition: Condition, fall: Falls, loss: np.ndarray) -> dict[str, np.n
     return {name: np.full(fall.size.size, value) for name, value in labels.items()} | rows
 
 
-def chain_summary(unembedding: np.ndarray) -> dict[str, np.ndarray]:
-    """Inner products of the answers' unembeddings [seeds, answers, dim], and table 13's split of a pair."""
-    gram = np.einsum("sad,sbd->sab", unembedding, unembedding)
-    split = jax.vmap(theory.unembedding_split, (0, None, None))(jnp.asarray(unembedding), NO, NEVER)
+def splits(unembedding: np.ndarray) -> dict[str, theory.Split]:
+    """Table 13 for the four pairs, from the answers' unembeddings [seeds, answers, dim]."""
+    split = jax.vmap(theory.unembedding_split, (0, None, None))
     return {
-        "summary/neighbours_inner": np.diagonal(gram, 1, 1, 2).min(axis=1),
-        "summary/ends_inner": gram[:, NEVER, ABSOLUTELY],
-        "summary/orthogonal_excess/No over Never": np.asarray(split.orthogonal - split.projection),
+        Condition(w, l, 0.0).pair: split(jnp.asarray(unembedding), jnp.asarray(w), jnp.asarray(l))
+        for w, l in PAIRS
     }
 
 
-def write_splits(writer: RunWriter, unembedding: np.ndarray) -> None:
-    """Table 13 for the four pairs, and the Gram matrix that it follows from."""
-    for chosen, rejected in PAIRS:
-        split = jax.vmap(theory.unembedding_split, (0, None, None))(
-            jnp.asarray(unembedding), jnp.asarray(chosen), jnp.asarray(rejected)
-        )
-        pair = Condition(chosen, rejected, 0.0).pair
-        writer.write_summary({f"split/{k}": v for k, v in split._asdict().items()}, pair=pair)
+def write_geometry(writer: RunWriter, unembedding: np.ndarray) -> None:
+    """Inner products of the answers' unembeddings, table 13's splits, and the claims about both."""
     gram = np.einsum("sad,sbd->sab", unembedding, unembedding)
     seed, first, second = (index.ravel() for index in np.indices(gram.shape))
     writer.table({"seed": seed, "first": first, "second": second, "inner": gram.ravel()}, "unembedding_gram")
+    for pair, split in (by_pair := splits(unembedding)).items():
+        writer.write_summary({f"split/{k}": v for k, v in split._asdict().items()}, pair=pair)
+    similar = by_pair["No over Never"]
+    writer.write_summary({
+        "summary/neighbours_inner": np.diagonal(gram, 1, 1, 2).min(axis=1),
+        "summary/ends_inner": gram[:, NEVER, ABSOLUTELY],
+        "summary/orthogonal_excess/No over Never": similar.orthogonal - similar.projection,
+    })  # fmt: skip
 
 
 def write_trajectories(writer: RunWriter, trajectory: Trajectory, every: int) -> None:
@@ -344,7 +344,7 @@ def run(config: Config, writer: RunWriter) -> None:
     nll, entropy = measure(pretrained, of_seeds(test_key))
     writer.note(answer_nll=nll.tolist(), answer_entropy=entropy.tolist())
     unembedding = np.asarray(pretrained.params["unembedding"])[:, : len(ANSWERS)]
-    writer.write_summary({"summary/excess_nll": nll - entropy} | chain_summary(unembedding))
-    write_splits(writer, unembedding)
+    writer.write_summary({"summary/excess_nll": nll - entropy})
+    write_geometry(writer, unembedding)
     write_trajectories(writer, trajectory, config.record_every)
     write_verdicts(writer, trajectory)

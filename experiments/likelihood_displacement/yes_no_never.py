@@ -156,7 +156,7 @@ def _optimizer(setting: Setting, learning_rate: float) -> optax.GradientTransfor
     """Plain gradient descent with a rate for each parameter block; a rate of 0 freezes."""
     rate = learning_rate / setting.scale**2
     blocks = {"w": optax.sgd(rate * setting.learn_unembedding), "h": optax.sgd(rate * setting.learn_hidden)}
-    return optax.multi_transform(blocks, UnconstrainedFeatures("w", "h"))
+    return optax.multi_transform(blocks, UnconstrainedFeatures("w", "h"))  # type: ignore[arg-type]
 
 
 def _objective(loss_fn):

@@ -134,8 +134,8 @@ def pairs(
     another = drawn(keys[6], jnp.where(kind == OTHER_TOPIC, elsewhere, topics))
     rejected = jnp.where((kind == EDITED)[:, None], edited, another)
     lengths = _pair_lengths(keys[7], task, num, matched_lengths)
-    made = TokenPairs(*(rows(task, topics, x, n) for x, n in zip((chosen, rejected), lengths, strict=True)))
-    return TopicPairs(made, kind)
+    made = [rows(task, topics, x, n) for x, n in zip((chosen, rejected), lengths, strict=True)]
+    return TopicPairs(TokenPairs(made[0], made[1]), kind)
 
 
 def _pair_lengths(key: Array, task: TopicTask, num: int, matched: bool | Array) -> tuple[Array, Array]:
