@@ -8,7 +8,7 @@ import pytest
 from jaxpref import losses
 from jaxpref.logps import log_softmax
 from jaxpref.losses.weights import GradientWeights
-from jaxpref.pairs import IndexPairs, PairLogps
+from jaxpref.pairs import IndexPairs
 from jaxpref.policies import log_linear, tabular
 from jaxpref.probes import gradients as probes
 from jaxpref.theory import gradients as theory
@@ -253,8 +253,3 @@ def test_masking_tokens_leaves_the_products_of_the_others():
     products = probes.TokenGradientProducts(jnp.arange(6.0).reshape(2, 3), jnp.ones(2), jnp.ones(3))
     kept = theory.masked_inner(products, jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0, 1.0]))
     assert kept == 3 + 5
-
-
-def test_change_is_a_pair_of_log_probabilities():
-    change = theory.predicted_change(random_geometry(), random_weights())
-    assert isinstance(change, PairLogps)
