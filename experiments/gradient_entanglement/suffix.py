@@ -1,27 +1,27 @@
 """Does a longer shared suffix entangle the gradients and drag the chosen response down? (figures 3 and 4a)
 
-    python -m experiments run gradient_entanglement/suffix --preset toy --out results/gradient_entanglement/suffix
+    python -m experiments run gradient_entanglement/suffix --out DIR
 
-Fifty seconds on two cores. Without a suffix the cosine is -1 and the chosen log-probability rises; with 6
-shared tokens, likelier behind the right label, the cosine is about +0.5 and it falls by half a nat.
-"""  # fmt: skip
+A minute on two cores. Without a suffix the cosine is -1 and the chosen log-probability rises; with 6
+shared tokens, likelier behind the right label, the cosine is about +0.5 and it falls by a third of a nat.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
 from jaxtyping import PyTree
 
+from experiments.gradient_entanglement.claims import claim
 from jaxpref import losses, train
 from jaxpref.data import synthetic_sentiment as sentiment
 from jaxpref.pairs import TokenPairs
 from jaxpref.probes import gradients
-from jaxpref.results import Arrays, ClaimSpec, RunWriter
+from jaxpref.results import Arrays, RunWriter
 from jaxpref.theory import gradients as theory
 from jaxpref.toys import sentiment as toy
 from jaxpref.toys.sentiment import Recipe
@@ -60,11 +60,9 @@ class Config:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
 
 
-SMALL = {"pretrain_steps": 4, "pretrain_batch": 4, "tune_steps": 1, "tune_batch": 4}
 PRESETS = {
     "smoke": Config(
-        expected=dataclasses.replace(toy.EXPECTED, **SMALL),
-        independent=dataclasses.replace(toy.INDEPENDENT, **SMALL),
+        expected=toy.shrunk(toy.EXPECTED), independent=toy.shrunk(toy.INDEPENDENT),
         expected_suffixes=(0, 6), num_steps=2, probe_every=1, batch_size=4, held_out=6, probed=4, num_seeds=2,
     ),
     "toy": Config(),
@@ -72,67 +70,54 @@ PRESETS = {
 SECONDS = {"smoke": 10.0, "toy": 60.0}
 
 
-def _claim(artefact: str, claim: str, where: str, statistic: str, metric: str, relation: str,
-           threshold: float, **options) -> ClaimSpec:  # fmt: skip
-    paper = f"Yuan et al. 2024, arXiv:2410.13828, {where}"
-    return ClaimSpec(
-        artefact=artefact, claim=claim, paper=paper, statistic=statistic, metric=f"summary/{metric}",
-        relation=relation, threshold=threshold, **options,
-    )  # fmt: skip
-
-
 CHANGE = "change of mean held-out log p(chosen) over DPO, nats"
 CLAIMS = (
-    _claim("R6", "without a suffix DPO raises the chosen response", "section 4.3, figure 3", CHANGE,
-           "chosen_change_without_suffix", ">", 0.0),
-    _claim("R6", "with a long shared suffix DPO lowers the chosen response", "section 4.3, figure 3", CHANGE,
-           "chosen_change_longest_suffix", "<", 0.0),
-    _claim("R6", "the longer the suffix, the lower the chosen response ends", "section 4.3, figure 3",
-           "least drop of the change from one suffix length to the next, nats", "chosen_change_least_drop",
-           ">", 0.0, reduce="min"),
-    _claim("R6", "it is the shared suffix of the chosen response that falls", "section 4.1, figure 3",
-           "largest change of the suffix part over lengths >= 1, nats", "chosen_suffix_change_largest",
-           "<", 0.0, reduce="max"),
-    _claim("R6", "a suffix as likely behind either label does not pull the chosen response down",
-           "section 4.1, the condition on the suffix", CHANGE, "chosen_change_independent", ">", 0.0, control=True),
-    _claim("R7", "a single differing token starts with opposite gradients", "section 4.3, figure 4a",
-           "mean cosine at the start of DPO", "cosine_start_without_suffix", "<", -0.9),
-    _claim("R7", "a long shared suffix turns the cosine positive", "section 4.3, figure 4a",
-           "mean cosine at the start of DPO", "cosine_start_longest_suffix", ">", 0.0),
-    _claim("R7", "the cosine grows with the suffix", "section 4.3, figure 4a",
-           "least gain of the starting cosine from one suffix length to the next", "cosine_least_gain",
-           ">", 0.0, reduce="min"),
-    _claim("R7", "without a suffix the gradients stay opposed", "section 4.3, figure 4a",
-           "largest mean cosine over DPO", "cosine_largest_without_suffix", "<", 0.0, reduce="max"),
-    _claim("R1", "no pair is reversed while both weights are positive", "table 1",
-           "share of held-out pairs in case 4, all probes", "case4_share", "<=", 0.0, reduce="max"),
-    _claim("R1", "two numbers, kappa and the cosine, decide the case", "condition 1",
-           "share of held-out pairs whose case differs from the phase diagram's", "case_mismatch",
-           "<=", 0.0, reduce="max"),
-    _claim("R1", "DPO's margin never shrinks to first order", "section 3.1, equations 3 to 5",
-           "least predicted change of a pair's margin per unit learning rate", "margin_least_change",
-           ">=", 0.0, reduce="min"),
-    _claim("R9", "the rejected gradient is the longer one", "section 3.1.1",
-           "median ratio of squared norms, rejected to chosen, at the start, one suffix token",
-           "norm_ratio_start", ">", 1.0),
-    _claim("R9", "and DPO makes it longer still", "section 3.1.1",
-           "growth of that median over DPO", "norm_ratio_growth", ">", 0.0),
+    claim("R6", "without a suffix DPO raises the chosen response", "section 4.3, figure 3", CHANGE,
+          "chosen_change_without_suffix", ">", 0.0),
+    claim("R6", "with a long shared suffix DPO lowers the chosen response", "section 4.3, figure 3", CHANGE,
+          "chosen_change_longest_suffix", "<", 0.0),
+    claim("R6", "the longer the suffix, the lower the chosen response ends", "section 4.3, figure 3",
+          "least drop of the change from one suffix length to the next, nats", "chosen_change_least_drop",
+          ">", 0.0, reduce="min"),
+    claim("R6", "it is the shared suffix of the chosen response that falls", "section 4.1, figure 3",
+          "largest change of the suffix part over lengths >= 1, nats", "chosen_suffix_change_largest",
+          "<", 0.0, reduce="max"),
+    claim("R6", "a suffix as likely behind either label does not pull the chosen response down",
+          "section 4.1, the condition on the suffix", CHANGE, "chosen_change_independent", ">", 0.0,
+          control=True),
+    claim("R7", "a single differing token starts with opposite gradients", "section 4.3, figure 4a",
+          "mean cosine at the start of DPO", "cosine_start_without_suffix", "<", -0.9),
+    claim("R7", "a long shared suffix turns the cosine positive", "section 4.3, figure 4a",
+          "mean cosine at the start of DPO", "cosine_start_longest_suffix", ">", 0.0),
+    claim("R7", "the cosine grows with the suffix", "section 4.3, figure 4a",
+          "least gain of the starting cosine from one suffix length to the next", "cosine_least_gain",
+          ">", 0.0, reduce="min"),
+    claim("R7", "without a suffix the gradients stay opposed", "section 4.3, figure 4a",
+          "largest mean cosine over DPO", "cosine_largest_without_suffix", "<", 0.0, reduce="max"),
+    claim("R1", "no pair is reversed while both weights are positive", "table 1",
+          "share of held-out pairs in case 4, all probes", "case4_share", "<=", 0.0, reduce="max"),
+    claim("R1", "two numbers, kappa and the cosine, decide the case", "condition 1",
+          "share of held-out pairs whose case differs from the phase diagram's", "case_mismatch",
+          "<=", 0.0, reduce="max"),
+    claim("R1", "DPO's margin never shrinks to first order", "section 3.1, equations 3 to 5",
+          "least predicted change of a pair's margin per unit learning rate", "margin_least_change",
+          ">=", 0.0, reduce="min"),
+    claim("R9", "the rejected gradient is the longer one", "section 3.1.1",
+          "median ratio of squared norms, rejected to chosen, at the start, one suffix token",
+          "norm_ratio_start", ">", 1.0),
+    claim("R9", "and DPO makes it longer still", "section 3.1.1",
+          "growth of that median over DPO", "norm_ratio_growth", ">", 0.0),
 )  # fmt: skip
 
 
 def _probe(loss_fn, params: PyTree, batch: TokenPairs, probed: int) -> dict[str, Array]:
     """Log-probabilities of held-out pairs, by part, and the geometry of the first `probed` of them."""
-    tokens = toy.token_logps(params, batch)
     few = jax.tree.map(lambda x: x[:probed], batch)
     geometry = gradients.gradient_geometry(toy.pair_logps, params, few)
     weights = losses.gradient_weights(loss_fn, toy.pair_logps(params, few), few)
     kappa, case = theory.kappa(geometry, weights), theory.case(geometry, weights)
     predicted = theory.predicted_change(geometry, weights)
-    return geometry._asdict() | {
-        "logps/chosen_label": jnp.mean(tokens.chosen[:, sentiment.PROMPT]),
-        "logps/chosen_suffix": jnp.mean(tokens.chosen[:, sentiment.PROMPT + 1 :].sum(-1)),
-        "logps/rejected_label": jnp.mean(tokens.rejected[:, sentiment.PROMPT]),
-        "logps/rejected_suffix": jnp.mean(tokens.rejected[:, sentiment.PROMPT + 1 :].sum(-1)),
+    return geometry._asdict() | toy.mean_parts(params, batch) | {
         "cosine": geometry.cosine, "kappa": kappa, "case": case, "margin_change": predicted.margin,
         "mismatch": theory.case_of_kappa(kappa, geometry.cosine) != case,
     }  # fmt: skip
@@ -145,16 +130,12 @@ def _dpo(starts: PyTree, keys: Array, slots: Array, rate: Array, *, config: Conf
     optimizer = optax.adam(rate)
     step = train.make_train_step(toy.pair_logps, loss_fn, optimizer)
 
-    def segment(state: train.TrainState, batches: TokenPairs):
-        return train.fit(step, state, batches)[0], state.params
-
     def one_seed(seed: tuple[PyTree, Array]) -> dict[str, Array]:
         start, key = seed
         train_key, held_out_key = jax.random.split(key)
         batches = toy.fresh_pairs(start, train_key, config.batch_size, slots, config.num_steps)
-        cut = lambda x: x.reshape(-1, config.probe_every, *x.shape[1:])
-        state, visited = jax.lax.scan(segment, train.init_state(start, optimizer), jax.tree.map(cut, batches))
-        visited = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), visited, state.params)
+        state = train.init_state(start, optimizer)
+        _, visited = train.fit_visiting(step, state, batches, config.probe_every)
         held_out = toy.with_reference(start, sentiment.pairs(held_out_key, config.held_out, slots))
         return jax.lax.map(lambda params: _probe(loss_fn, params, held_out, config.probed), visited)
 
@@ -171,10 +152,6 @@ def _curves(seen: Arrays) -> Arrays:
     """Everything a figure follows over the steps, [seeds, probes]."""
     pairs = lambda name, statistic=np.mean, **options: statistic(seen[name], axis=-1, **options)
     curves = {name: seen[name] for name in seen if name.startswith("logps/")}
-    curves |= {
-        f"logps/{side}": seen[f"logps/{side}_label"] + seen[f"logps/{side}_suffix"]
-        for side in ("chosen", "rejected")
-    }
     curves |= {f"grads/{name}": pairs(name) for name in ("inner", "chosen_sq_norm", "rejected_sq_norm")}
     curves |= {"grads/cos": pairs("cosine"), "grads/cos_median": pairs("cosine", np.median)}
     curves |= {f"grads/cos_q{q}": pairs("cosine", np.percentile, q=q) for q in (25, 75)}

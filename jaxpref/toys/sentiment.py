@@ -62,6 +62,11 @@ EXPECTED = Recipe(  # toy B: the suffix is likelier behind the right label
 )  # fmt: skip
 
 
+def shrunk(recipe: Recipe) -> Recipe:
+    """The same recipe in a moment: hardly trained, for tests of what is built on it."""
+    return dataclasses.replace(recipe, pretrain_steps=4, pretrain_batch=4, tune_steps=1, tune_batch=4)
+
+
 class Keys(NamedTuple):
     """The randomness of a study on these models, by use."""
 
@@ -136,6 +141,17 @@ def fresh_pairs(params: PyTree, key: Array, num: int, slots: Array, num_steps: i
     """New pairs for each of `num_steps` steps, `params` being the reference; leading axis steps."""
     draw = lambda key: with_reference(params, sentiment.pairs(key, num, slots))
     return jax.lax.map(draw, jax.random.split(key, num_steps))
+
+
+def mean_parts(params: PyTree, batch: TokenPairs) -> dict[str, Array]:
+    """Mean log-probability of both responses, and of their label and suffix, nats."""
+    tokens = token_logps(params, batch)
+    parts = {}
+    for name, side in (("chosen", tokens.chosen), ("rejected", tokens.rejected)):
+        label, suffix = side[:, sentiment.PROMPT], side[:, sentiment.PROMPT + 1 :].sum(-1)
+        parts[f"logps/{name}"] = jnp.mean(label + suffix)
+        parts[f"logps/{name}_label"], parts[f"logps/{name}_suffix"] = jnp.mean(label), jnp.mean(suffix)
+    return parts
 
 
 def _maximize_likelihood(params: PyTree, batches: TokenRows, optimizer: optax.GradientTransformation):
