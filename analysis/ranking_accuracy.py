@@ -116,8 +116,9 @@ def plot_profile(ax: plt.Axes, run: Run) -> None:
         ]
     ):
         values = run.values(metric).reshape(len(names), -1)  # bins, seeds
-        mean = np.nanmean(values, axis=1)
-        half = mean - np.array([figures.t_interval(v[np.isfinite(v)])[0] for v in values])
+        drawn = [v[np.isfinite(v)] for v in values]  # a seed may have no pair in a bin
+        mean = np.array([v.mean() if len(v) else np.nan for v in drawn])
+        half = mean - np.array([figures.t_interval(v)[0] if len(v) else np.nan for v in drawn])
         place = np.arange(len(names)) + 0.4 * (shift - 0.5)
         ax.bar(place, mean, 0.38, color=color, label=label, alpha=0.85)
         ax.errorbar(place, mean, half, fmt="none", color="0.25", linewidth=0.8)

@@ -147,10 +147,9 @@ def optimize(problem: Problem, beta: Array, config: Config, labels: str) -> tupl
 
 def regularized_gap(problem: Problem, beta: Array) -> Array:
     """Distance of the closed-form optimum of the regularized reward from theorem 3.1, nats."""
-    reference = tabular.response_logps(problem.start, problem.pairs.prompts)
-    table = divergence.regularized_optimum(reference, problem.rewards, beta=beta)
-    pairs = jnp.arange(len(table))
-    margin = table[pairs, problem.pairs.chosen] - table[pairs, problem.pairs.rejected]
+    reference = tabular.response_logps(problem.start, jnp.zeros(1, int))[0]
+    best = divergence.regularized_optimum(reference, problem.rewards, beta=beta)
+    margin = best[problem.pairs.chosen] - best[problem.pairs.rejected]
     optimum = theory.idealized_margin(problem.reference_gap, problem.vote_share, beta=beta, eps=0.0)
     return jnp.max(jnp.abs(margin - optimum))
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from jaxpref.logps import wide
 from jaxpref.losses.quantities import mean_logps
 from jaxpref.pairs import PairLengths, PairLogps
 
@@ -67,7 +66,7 @@ def ranked_right_with_ties(
 
 def ranking_accuracy(logps: PairLogps, *, tie_rule: str = "ge", band: float = 0.01) -> Float[Array, ""]:
     """Share of pairs ranked as labelled; of the reference's `logps` it is the reference accuracy."""
-    return jnp.mean(wide(ranked_right(logps.margin, tie_rule=tie_rule, band=band)))
+    return jnp.mean(ranked_right(logps.margin, tie_rule=tie_rule, band=band))
 
 
 def normalized_ranking_accuracy(
@@ -79,7 +78,7 @@ def normalized_ranking_accuracy(
 
 def reference_accuracy(reference_gap: Float[Array, "pairs"], *, tie_rule: str = "ge") -> Float[Array, ""]:
     """Ranking accuracy of the reference: share of pairs with c <= 0 (below 0 under "gt")."""
-    return jnp.mean(wide(ranked_right(-reference_gap, tie_rule=tie_rule)))
+    return jnp.mean(ranked_right(-reference_gap, tie_rule=tie_rule))
 
 
 def reward_right(
@@ -91,7 +90,7 @@ def reward_right(
 
 def reward_accuracy(policy: PairLogps, reference: PairLogps) -> Float[Array, ""]:
     """What trainers log as `rewards/accuracies`. Not ranking accuracy (remark 2.5)."""
-    return jnp.mean(wide(reward_right(policy.margin, -reference.margin)))
+    return jnp.mean(reward_right(policy.margin, -reference.margin))
 
 
 def category(
@@ -105,7 +104,7 @@ def category(
 
 def category_shares(category: Int[Array, "pairs"]) -> Float[Array, "4"]:
     """Share of pairs in each of `CATEGORIES`."""
-    return jnp.mean(wide(category[:, None] == jnp.arange(len(CATEGORIES))), axis=0)
+    return jnp.mean(category[:, None] == jnp.arange(len(CATEGORIES)), axis=0)
 
 
 def flip_rate(margin: Float[Array, "pairs"], reference_gap: Float[Array, "pairs"]) -> Float[Array, ""]:
@@ -116,7 +115,7 @@ def flip_rate(margin: Float[Array, "pairs"], reference_gap: Float[Array, "pairs"
 
 def category_means(values: Float[Array, "pairs"], category: Int[Array, "pairs"]) -> Float[Array, "4"]:
     """Mean of a per-pair quantity in each of `CATEGORIES`; NaN where a category is empty."""
-    member = wide(category[:, None] == jnp.arange(len(CATEGORIES)))
+    member = category[:, None] == jnp.arange(len(CATEGORIES))
     return values @ member / jnp.sum(member, axis=0)
 
 
@@ -128,7 +127,7 @@ def flip_profile(
     Over positive edges, the chance that a pair which the reference ranks wrongly has flipped, given c.
     """
     bins = (reference_gap[:, None] > edges[:-1]) & (reference_gap[:, None] <= edges[1:])
-    return wide(ranked_right(margin)) @ wide(bins) / jnp.sum(bins, axis=0)
+    return jnp.sum(bins & ranked_right(margin)[:, None], axis=0) / jnp.sum(bins, axis=0)
 
 
 def exact_ties(margin: Float[Array, "pairs"]) -> Int[Array, ""]:
@@ -186,7 +185,7 @@ def auc(
     where = jnp.ones_like(labels) if where is None else where
     ranked = jnp.sort(jnp.where(where, scores, -jnp.inf))  # the others stand below and shift all ranks
     below = jnp.searchsorted(ranked, scores, side="left")
-    rank = wide(below + jnp.searchsorted(ranked, scores, side="right") + 1) / 2 - jnp.sum(~where)
+    rank = (below + jnp.searchsorted(ranked, scores, side="right") + 1) / 2 - jnp.sum(~where)
     positives, negatives = jnp.sum(labels & where), jnp.sum(~labels & where)
     excess = jnp.sum(jnp.where(labels & where, rank, 0.0)) - positives * (positives + 1) / 2
     return excess / (positives * negatives)
