@@ -15,6 +15,8 @@ from jaxpref.policies.contextual import ContextualConfig
 from jaxpref.policies.transformer import TransformerConfig
 from jaxpref.probes import divergence
 
+_to_each = jax.vmap(divergence.reverse_kl, (None, 0))  # one target, a policy in every row
+
 
 def fit_contextual(
     params: PyTree,
@@ -25,11 +27,11 @@ def fit_contextual(
     learning_rate: float = 0.01,
     num_steps: int = 100,
 ) -> PyTree:
-    """Full-batch steps on the mean over the contexts of KL(policy, target); target log-probabilities, nats."""
+    """Full-batch steps on the mean over contexts of KL(policy, target); target log-probabilities, nats."""
 
     def objective(params: PyTree, contexts: Array):
         table = contextual.response_logps(params, contexts, config=config)
-        return jnp.mean(divergence.reverse_kl(target, table)), {}
+        return jnp.mean(_to_each(target, table)), {}
 
     optimizer = optax.adam(learning_rate)
     state = train.init_state(params, optimizer)
@@ -56,7 +58,7 @@ def fit_rollouts(
 
     def objective(params: PyTree, tokens: Array):
         scores = transformer.logits(params, tokens[:, :-1], config=config)
-        return jnp.mean(divergence.reverse_kl(target, logps.log_softmax(scores)).sum(-1)), {}
+        return jnp.mean(jax.vmap(_to_each, (None, 0))(target, logps.log_softmax(scores)).sum(-1)), {}
 
     step = train.make_step(objective, optimizer)
 

@@ -22,23 +22,13 @@ from jaxpref.results import Arrays, ClaimSpec, RunWriter
 from jaxpref.toys import contextual_bandit
 
 REWARDS = tuple(bandits.PEAKS)
-METHODS = (
-    "best_of_n",
-    "best_of_n_negative",
-    "rwr",
-    "reinforce",
-    "ppo_clip",
-    "dpo_all_pairs",
-    "ipo_all_pairs",
-)
 # Offline learning rates: the release scripts' for best-of-n and IPO, and their like for the others' kind.
 OFFLINE_RATES = {
     "best_of_n": 1e-2, "best_of_n_negative": 1e-2, "rwr": 1e-2, "dpo_all_pairs": 3e-3, "ipo_all_pairs": 3e-3,
 }  # fmt: skip
+ONLINE_METRICS = ("loss", "reward/eval", "reward/collected")
 ONLINE = ("best_of_n", "rwr", "reinforce", "ppo_clip", "dpo_all_pairs", "ipo_all_pairs")
-ONE_TOKEN_BEST_OF_10 = (
-    0.314  # mean R1 of the best of ten draws from the reference: offline best-of-n's ceiling
-)
+ONE_TOKEN_BEST_OF_10 = 0.314  # mean R1 of the best of ten reference draws: offline best-of-n's ceiling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,11 +45,18 @@ class Config:
     beta: float = 0.1  # of DPO
     target_gap: float = 10.0  # of IPO, nats
     min_reward_gap: float = 0.2  # IPO's pairs differ by more, offline
-    record_every: int = 5  # steps; divides the reuse
+    record_every: int = 10  # steps, offline; on-policy every collection is recorded
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("num_seeds", "offline_prompts", "offline_steps", "online_prompts", "record_every"):
+        for name in (
+            "num_seeds",
+            "offline_prompts",
+            "offline_steps",
+            "online_prompts",
+            "online_reuse",
+            "record_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.num_samples < 2:
@@ -71,16 +68,15 @@ class Config:
         for name in ("online_rate", "beta", "target_gap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
-        if self.online_reuse % self.record_every or self.offline_steps % self.record_every:
+        if self.offline_steps % self.record_every:
             raise ValueError(
-                f"record_every must divide online_reuse={self.online_reuse} and "
-                f"offline_steps={self.offline_steps}; got {self.record_every}"
+                f"record_every must divide offline_steps={self.offline_steps}; got {self.record_every}"
             )
 
 
 PRESETS = {
     "smoke": Config(
-        num_seeds=2, offline_prompts=4, offline_steps=4, prompt_counts=(2, 3), online_reuse=1,
+        num_seeds=2, offline_prompts=4, offline_steps=4, prompt_counts=(2, 3), online_reuse=2,
         online_collections=16, online_prompts=2, record_every=1,
     ),
     "toy": Config(),
@@ -141,12 +137,12 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def bound_losses(config: Config) -> list:
+def bound_loss(method: str, config: Config):
     hyperparameters = {
         "dpo_all_pairs": {"beta": config.beta},
         "ipo_all_pairs": {"target_gap": config.target_gap, "min_reward_gap": config.min_reward_gap},
     }
-    return [bind_sampled(name, **hyperparameters.get(name, {})) for name in METHODS]
+    return bind_sampled(method, **hyperparameters.get(method, {}))
 
 
 @functools.partial(jax.jit, static_argnames="num_prompts")
@@ -160,20 +156,18 @@ def reward_tables() -> Array:
     return jnp.stack([bandits.reward(name).table for name in REWARDS])
 
 
-def make_runner(config: Config, num_steps: int):
+def make_runner(config: Config, num_steps: int, every: int, methods: tuple[str, ...]):
     """`runner(starts, method, rate, keys, reuse) -> records`, compiled once for each number of prompts."""
     sweep = contextual_bandit.make_sweep(
-        bound_losses(config), num_samples=config.num_samples, num_steps=num_steps,
-        eval_every=config.record_every,
+        [bound_loss(method, config) for method in methods], num_samples=config.num_samples,
+        num_steps=num_steps, eval_every=every,
     )  # fmt: skip
 
     def runner(start, method: str, rate: float, keys: Array, reuse: int = bandit_runs.OFFLINE) -> Arrays:
         settings = bandit_runs.grid(
-            method=METHODS.index(method), learning_rate=rate, rewards=reward_tables(), keys=keys, reuse=reuse
+            method=methods.index(method), learning_rate=rate, rewards=reward_tables(), keys=keys, reuse=reuse
         )
-        return bandit_runs.recorded(
-            sweep(settings, start), num_rewards=len(REWARDS), every=config.record_every
-        )
+        return bandit_runs.recorded(sweep(settings, start), num_rewards=len(REWARDS), every=every)
 
     return runner
 
@@ -188,8 +182,8 @@ def store(writer: RunWriter, records: Arrays, every: int, **labels) -> None:
 
 def run_offline(config: Config, writer: RunWriter, keys: tuple[Array, Array]) -> None:
     """Every offline method on one batch from the reference."""
-    start, runner = starts(keys[0], config.offline_prompts), make_runner(config, config.offline_steps)
-    final = {}
+    runner = make_runner(config, config.offline_steps, config.record_every, tuple(OFFLINE_RATES))
+    start, final = starts(keys[0], config.offline_prompts), {}
     for method, rate in OFFLINE_RATES.items():
         records = runner(start, method, rate, keys[1])
         store(writer, records, config.record_every, part="offline", method=method, learning_rate=rate)
@@ -206,7 +200,8 @@ def run_offline(config: Config, writer: RunWriter, keys: tuple[Array, Array]) ->
 
 def run_prompt_sweep(config: Config, writer: RunWriter, keys: tuple[Array, Array]) -> None:
     """IPO with more and more prompts: what becomes of the best responses' log-ratio."""
-    runner, best, rest = make_runner(config, config.offline_steps), [], []
+    runner = make_runner(config, config.offline_steps, config.record_every, ("ipo_all_pairs",))
+    best, rest = [], []
     for num_prompts in config.prompt_counts:
         rate = OFFLINE_RATES["ipo_all_pairs"]
         records = runner(starts(keys[0], num_prompts), "ipo_all_pairs", rate, keys[1])
@@ -232,17 +227,19 @@ def write_sweep_summary(writer: RunWriter, best: np.ndarray, rest: np.ndarray) -
 
 def run_online(config: Config, writer: RunWriter, keys: tuple[Array, Array]) -> None:
     """Every method on its own samples, each used once or `online_reuse` times."""
-    num_steps = config.online_collections * config.online_reuse
-    start, runner = starts(keys[0], config.online_prompts), make_runner(config, num_steps)
-    gains = []
+    start, gains = starts(keys[0], config.online_prompts), []
+    runners = {
+        reuse: make_runner(config, config.online_collections * reuse, reuse, ONLINE)
+        for reuse in (1, config.online_reuse)
+    }
     for method in ONLINE:
         rewards = {}
-        for reuse in (1, config.online_reuse):
+        for reuse, runner in runners.items():
             records = runner(start, method, config.online_rate, keys[1], reuse)
-            store(writer, records, config.record_every, part="online", method=method, reuse=reuse)
-            rewards[reuse] = records["reward/eval"][0]
-        reused = rewards[config.online_reuse][:, 16 * config.online_reuse // config.record_every]
-        gains.append(reused - rewards[1][:, 15 // config.record_every])
+            kept = {name: records[name] for name in ONLINE_METRICS}
+            store(writer, kept, reuse, part="online", method=method, reuse=reuse)
+            rewards[reuse] = records["reward/eval"][0, :, 16]  # R1 after 16 collections
+        gains.append(rewards[config.online_reuse] - rewards[1])
         writer.progress(0.55 + 0.07 * len(gains), method)
     writer.write_summary({"summary/R1_reuse_gain": np.min(gains, axis=0)})
 

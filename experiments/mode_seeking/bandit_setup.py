@@ -94,7 +94,9 @@ def run(config: Config, writer: RunWriter) -> None:
     found = jax.device_get(
         jax.jit(lambda keys: jax.lax.map(lambda k: seed_statistics(k, config), keys))(keys)
     )
-    variation = divergence.total_variation(jnp.log(reference), jnp.log(found["histogram"]))
+    variation = jax.vmap(divergence.total_variation, (None, 0))(
+        jnp.log(reference), jnp.log(found["histogram"])
+    )
     errors = {
         f"summary/{name}_policy_error": np.abs(found[name] - value)
         for name, (value, _) in POLICY_REWARD.items()

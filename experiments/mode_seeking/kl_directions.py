@@ -240,8 +240,8 @@ def run_flow(config: Config, writer: RunWriter) -> None:
             rewards[reward, name] = np.asarray(jnp.exp(path) @ table)
             curves = {
                 "reward/policy": rewards[reward, name][None],
-                "kl/forward": divergence.forward_kl(target, path)[None],
-                "kl/reverse": divergence.reverse_kl(target, path)[None],
+                "kl/forward": jax.vmap(divergence.forward_kl, (None, 0))(target, path)[None],
+                "kl/reverse": jax.vmap(divergence.reverse_kl, (None, 0))(target, path)[None],
             }
             writer.write_curves(curves, range(len(path)), divergence=name, problem=reward)
             store_distributions(writer, f"flow_{reward}_{name}", target, path)

@@ -197,8 +197,8 @@ def run_transformer(keys: Array, config: Config, writer: RunWriter) -> None:
     gains = jax.jit(lambda keys: jax.lax.map(lambda key: transformer_gains(key, config), keys))
     measured, predicted, geometry = jax.device_get(gains(keys))
     scale = np.maximum(geometry.chosen_sq_norm, geometry.rejected_sq_norm)
-    errors = [np.abs(m - p) / scale for m, p in zip(measured, predicted, strict=True)]
-    errors.append(np.abs(measured.margin - predicted.margin) / scale)
+    chosen, rejected = (m - p for m, p in zip(measured, predicted, strict=True))
+    errors = [np.abs(error) / scale for error in (chosen, rejected, chosen - rejected)]
     writer.write_summary({"summary/transformer_prediction_error": np.max(errors, axis=(0, 2))})
     seed = np.repeat(np.arange(config.num_seeds), config.num_pairs)
     columns = {"seed": seed} | {
@@ -218,7 +218,7 @@ def best_of_n_checks(key: Array, config: Config) -> dict[str, Array]:
     once = theory.best_of_n(policy, rewards, 100)
     n = jnp.arange(1, config.largest_n + 1)
     best = jax.vmap(lambda n: theory.best_of_n(policy, rewards, n))(n)
-    excess = divergence.reverse_kl(policy, best) - theory.best_of_n_kl_bound(n)
+    excess = jax.vmap(divergence.reverse_kl, (None, 0))(policy, best) - theory.best_of_n_kl_bound(n)
     return {
         "summary/best_of_n_composition_error": jnp.abs(jnp.exp(twice) - jnp.exp(once)).max(),
         "summary/best_of_n_kl_excess": excess.max(),

@@ -44,7 +44,7 @@ def logit_descent(
     target: Float[Array, "bins"],
     start: Float[Array, "bins"],
     *,
-    learning_rate: float,
+    learning_rate: float | Float[Array, ""],
     num_steps: int,
 ) -> Float[Array, "steps bins"]:
     """Log-probabilities before and after each of `num_steps` steps, [num_steps + 1, bins].
