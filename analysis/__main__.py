@@ -2,6 +2,8 @@
 
 python -m analysis <study|all> --results DIR --out DIR     figures of the finished runs
 python -m analysis claims --results DIR [--markdown]       the table of claims
+python -m analysis keep --results DIR --out KEPT           claims and run times alone, small enough to commit
+python -m analysis readme --results KEPT --out README.md   the table of the studies in the README
 """
 
 import argparse
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import figures
+from analysis import figures, readme
 from analysis.claims import claims_markdown, claims_table
 from jaxpref import results
 
@@ -41,9 +43,38 @@ def print_claims(folder: Path, console: Console, markdown: bool = False) -> None
     console.print(f"{sum(claim['holds'] for claim in claims)} of {len(claims)} claims hold in all")
 
 
+def figure_names() -> dict[str, list[str]]:
+    """The figures of every question, by `<study>/<question>`."""
+    modules = {study: importlib.import_module(f"analysis.{study}") for study in STUDIES}
+    return {
+        f"{study}/{question}": list(drawn)
+        for study, module in modules.items()
+        for question, drawn in module.FIGURES.items()
+    }
+
+
+def keep(folder: Path, out: Path) -> None:
+    """The verdicts of all finished runs and what each took."""
+    runs = [run for run in results.find_runs(folder) if run.stored["study"] in STUDIES]
+    kept = [
+        {"run": f"{run.stored['study']}/{run.folder.name}", "seconds": run.stored["notes"]["seconds"]}
+        | {name: run.stored["provenance"][name] for name in ("commit", "device")}
+        for run in runs
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    results.write_json(out / "runs.json", kept)
+    results.write_json(out / "claims.json", [vars(claim) for run in runs for claim in run.claims])
+
+
+def rewrite_readme(folder: Path, path: Path) -> None:
+    """Puts the table of the kept run between the README's markers."""
+    table = readme.stored_table(folder, figure_names())
+    path.write_text(readme.replace_section(path.read_text("utf-8"), "studies", table), encoding="utf-8")
+
+
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
-    parser.add_argument("what", choices=[*STUDIES, "all", "claims"])
+    parser.add_argument("what", choices=[*STUDIES, "all", "claims", "keep", "readme"])
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--out", type=Path, default=Path("figures"))
     parser.add_argument("--markdown", action="store_true", help="claims as a table for a document")
@@ -54,6 +85,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     if options.what == "claims":
         print_claims(options.results, console, options.markdown)
+        return 0
+    if options.what in ("keep", "readme"):
+        (keep if options.what == "keep" else rewrite_readme)(options.results, options.out)
         return 0
     studies = STUDIES if options.what == "all" else (options.what,)
     for study in studies:

@@ -44,8 +44,8 @@ def claims_markdown(claims: Sequence[Mapping[str, Any]]) -> str:
     for claim in claims:
         said = ("control: " if claim["control"] else "") + claim["claim"]
         needed = f"{claim['relation']} {claim['threshold']:g}"
-        n = f"{claim['seeds']} {claim['unit']}"
+        n, said_verdict = f"{claim['seeds']} {claim['unit']}", verdict(claim).lower()
         lines.append(
-            f"| {claim['artefact']} | {said} | {interval(claim)} | {needed} | {n} | {verdict(claim).lower()} |"
+            f"| {claim['artefact']} | {said} | {interval(claim)} | {needed} | {n} | {said_verdict} |"
         )
     return "\n".join(lines)
