@@ -27,8 +27,8 @@ def plot_identity(ax: plt.Axes, table: Arrays, identity: str) -> None:
     ax.plot(np.sort(measured), np.sort(measured), **figures.ZERO_LINE)
     ax.annotate(f"max error {error:.0e}", (0.96, 0.06), xycoords="axes fraction", ha="right", fontsize=6.5)
     ax.set_title(IDENTITIES[identity])
-    ax.set_xscale("symlog", linthresh=1)  # IPO pushes a thousand times harder than DPO
-    ax.set_yscale("symlog", linthresh=1)
+    if measured.max() > 10:  # IPO pushes a thousand times harder than DPO
+        ax.set(xscale="symlog", yscale="symlog", xticks=[-100, 0, 100], yticks=[-100, 0, 100])
 
 
 def draw_theorems(run: Run) -> plt.Figure:
@@ -159,7 +159,8 @@ def plot_splits(ax: plt.Axes, splits: dict[str, tuple[np.ndarray, np.ndarray]]) 
             ax.errorbar(index + offset, mean, [[mean - low], [high - mean]], color="0.2", linewidth=0.8)
     ax.set_xticks(range(len(splits)), [pair.replace(" over ", "\nover ") for pair in splits])
     ax.set_ylabel(r"norm of that part of $W_{y^+}-W_{y^-}$")
-    ax.legend()
+    ax.margins(y=0.3)  # room for the legend
+    ax.legend(loc="upper left", ncols=2)
 
 
 def read_splits(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -193,26 +194,33 @@ def _prompts(run: Run) -> str:
     )
 
 
+def short(rate: float) -> str:
+    """A learning rate as one writes it: 1e-4."""
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
 def plot_probabilities(ax: plt.Axes, run: Run, pair: str, rate: float) -> None:
     """Probability of the five answers against step, mean over prompts."""
     for answer in ANSWERS:
         steps, values = run.curves(f"probability/{answer}", pair=pair, learning_rate=rate)
         figures.band(ax, steps, values, TOKEN_COLORS[answer], answer)
-    ax.set(title=f"{pair}, {rate:g}", ylim=(-0.02, 1.02))
+    ax.set(ylim=(-0.02, 1.02))
 
 
 def draw_polarity(run: Run) -> plt.Figure:
-    """Similar pairs above the line of dissimilar ones would be one figure 1 each: eight settings."""
+    """Figure 1 for four pairs and two learning rates: similar pairs left, dissimilar ones right."""
     figure, axes = figures.panels(4, 2, sharex=True, sharey=True, height=1.9)
     for row, rate in zip(axes, PAIR_RATES, strict=True):
         for ax, pair in zip(row, PAIRS, strict=True):
             plot_probabilities(ax, run, pair, rate)
-        row[0].set_ylabel("probability")
+        row[0].set_ylabel(f"probability, rate {short(rate)}")
+    for ax, pair in zip(axes[0], PAIRS, strict=True):
+        ax.set_title(pair)
     for ax in axes[1]:
         ax.set_xlabel("gradient step")
     figures.letter(axes)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    figures.caption(figure, _prompts(run) + " Titles: pair, learning rate. Band: 95 % interval over seeds.")
+    figures.caption(figure, _prompts(run) + " Rows: learning rate. Bands: 95 % interval over seeds.")
     return figure
 
 
@@ -237,7 +245,7 @@ def plot_destination(ax: plt.Axes, table: Arrays, rate: float) -> None:
         ax.errorbar(at, mean, [mean - low, high - mean], fmt="none", color="0.2", linewidth=0.7)
     ax.axhline(0.0, **figures.ZERO_LINE)
     ax.set_xticks(range(len(PAIRS)), [pair.replace(" over ", "\nover ") for pair in PAIRS])
-    ax.set_title(f"learning rate {rate:g}")
+    ax.set_title(f"learning rate {short(rate)}")
 
 
 def draw_destination(run: Run) -> plt.Figure:
@@ -266,7 +274,7 @@ def drop_row(table: Arrays, pair: str, rate: float) -> list[str]:
     monotone = f"{runs['monotone_loss'].mean():.0%}"
     return [
         pair,
-        f"{rate:g}",
+        short(rate),
         f"{drops.mean():.2f} [{low:.2f}, {high:.2f}]",
         path,
         ", ".join(winners),
@@ -280,7 +288,7 @@ def draw_drops(run: Run) -> plt.Figure:
     table = run.table("runs")
     settings = [(pair, rate) for rate in PAIR_RATES for pair in PAIRS] + [("No over Never", 1e-3)]
     rows = [drop_row(table, pair, rate) for pair, rate in settings]
-    header = ["pair", "rate", "drop of P(chosen)", "from to", "who gained meanwhile", "loss never rose"]
+    header = ["pair", "rate", "drop of P(chosen)", "from, to", "who gained meanwhile", "loss never rose"]
     drawn = axes[0, 0].table(rows, colLabels=header, loc="center", cellLoc="left", edges="horizontal",
                              colWidths=[0.2, 0.08, 0.2, 0.14, 0.26, 0.14])  # fmt: skip
     drawn.auto_set_font_size(False)

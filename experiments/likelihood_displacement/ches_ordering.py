@@ -2,8 +2,9 @@
 
     python -m experiments run likelihood_displacement/ches_ordering --preset toy --out DIR
 
-Fifty seconds on two cores. Subsets at five percentiles of each similarity measure are trained on one by
-one. The higher the CHES, the less log p(chosen) gains; the bare length difference orders as well here.
+A minute on two cores. Subsets at five percentiles of each similarity measure are trained on one by
+one. The higher the CHES, the less log p(chosen) gains, but the bare length difference orders nearly as
+well, and where all lengths are equal CHES orders nothing: on this toy it is a measure of length.
 """
 
 import dataclasses
@@ -87,7 +88,7 @@ PRESETS = {
     ),
     "toy": Config(),
 }  # fmt: skip
-SECONDS = {"smoke": 15.0, "toy": 55.0}
+SECONDS = {"smoke": 12.0, "toy": 60.0}
 
 
 def _claim(
@@ -122,9 +123,9 @@ CLAIMS = (
     _claim("the last hidden states do not order displacement", "section 5, figure 2",
            LOWEST, "spearman/last_hidden_inner/SFT first", ">", -0.9, reduce="min",
            control=True),
-    _claim("CHES orders displacement better than the bare length difference", "our control of section 5",
+    _claim("CHES orders displacement better than the bare length difference", "our check of section 5",
            "Spearman correlation of CHES less that of the length difference, SFT first",
-           "spearman_ches_less_length", "<", 0.0, control=True),
+           "spearman_ches_less_length", "<", 0.0),
     _claim("raw CHES is mostly a matter of length", "section 5",
            "Spearman correlation of CHES and rejected less chosen length", "ches_length_spearman", ">", 0.5),
     _claim("states of two responses mostly point the same way", "section 5",

@@ -2,8 +2,8 @@
 
     python -m experiments run likelihood_displacement/graded_polarity --preset toy --out DIR
 
-Forty seconds on two cores. Five answers from Never to Absolutely; one prompt at a time is trained with
-DPO. P(No) falls by some .4 under No over Never, and Maybe and Yes gain; under No over Yes, Never gains.
+Half a minute on two cores. Five answers from Never to Absolutely; one prompt at a time is trained with
+DPO. At rate 1e-5 No over Never costs P(No) .46, and Maybe and Yes gain; under No over Yes, Never gains.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ PRESETS = {
     ),
     "toy": Config(),
 }
-SECONDS = {"smoke": 10.0, "toy": 45.0}
+SECONDS = {"smoke": 5.0, "toy": 33.0}
 TASK = PolarityTask()
 
 
@@ -301,7 +301,7 @@ def write_geometry(writer: RunWriter, unembedding: np.ndarray) -> None:
 
 def write_trajectories(writer: RunWriter, trajectory: Trajectory, every: int) -> None:
     """Means over prompts, a curve for each condition and seed."""
-    steps = np.arange(trajectory.loss.shape[-1])[::every]
+    steps = range(0, trajectory.loss.shape[-1], every)
     for index, condition in enumerate(CONDITIONS):
         logps, loss = (np.asarray(x)[:, index, :, ::every].mean(1) for x in trajectory)
         probability = np.exp(np.asarray(trajectory.answer_logps)[:, index, :, ::every]).mean(1)

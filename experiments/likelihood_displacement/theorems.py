@@ -2,8 +2,8 @@
 
     python -m experiments run likelihood_displacement/theorems --preset toy --out DIR
 
-Ten seconds on two cores, nearly all of it compilation. Random unconstrained-features problems in
-float64: every theorem and proposition agrees with automatic differentiation to about 1e-13 nats.
+Nine seconds on two cores, nearly all of it compilation. Random unconstrained-features problems in
+float64: every theorem and proposition agrees with automatic differentiation to about 1e-12 nats.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class Config:
 
 
 PRESETS = {"smoke": Config(num_draws=4), "toy": Config()}
-SECONDS = {"smoke": 8.0, "toy": 10.0}
+SECONDS = {"smoke": 8.0, "toy": 9.0}
 
 PAPER = "Razin et al. 2025, arXiv:2410.08847, "
 IDENTITIES = {
@@ -238,5 +238,6 @@ def run(config: Config, writer: RunWriter) -> None:
         comparisons, controls = jax.device_get(program(keys, jnp.asarray(loss)))
     writer.write_summary({f"summary/{name}_error": _error(both) for name, both in comparisons.items()})
     writer.write_summary({f"summary/{name}": values for name, values in controls.items()})
-    tables = [_rows(name, loss, *both) for name, both in comparisons.items()]
+    losses_of = {"prop1": 0 * loss, "prop2": 0 * loss}  # the propositions are checked on DPO alone
+    tables = [_rows(name, losses_of.get(name, loss), *both) for name, both in comparisons.items()]
     writer.table({name: np.concatenate([table[name] for table in tables]) for name in tables[0]}, "rates")

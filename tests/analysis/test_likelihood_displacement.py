@@ -20,7 +20,7 @@ def test_runs_are_averaged_over_the_prompts_of_each_seed():
 
 def test_a_line_of_the_drop_table_says_how_far_and_who_gained():
     pair, rate, drop, path, winners, monotone = drawing.drop_row(RUNS, "No over Never", 1e-5)
-    assert (pair, rate, path, monotone) == ("No over Never", "1e-05", "0.65 to 0.35", "75%")
+    assert (pair, rate, path, monotone) == ("No over Never", "1e-5", "0.65 to 0.35", "75%")
     assert drop.startswith("0.30 [") and winners == "Maybe +0.25, Yes +0.04"
 
 
