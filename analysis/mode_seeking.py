@@ -143,6 +143,8 @@ def draw_conditions(run: Run) -> plt.Figure:
     axes[0, 1].axhline(0, **figures.ZERO_LINE)
     axes[0, 1].axvline(1, **figures.ZERO_LINE)
     axes[0, 1].set(xscale="log", xlabel=r"$q e^K / I(p_1, p_2)$", ylabel=r"$(\delta^r-\delta^f)/\eta$ (nats)")
+    axes[0, 1].set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
+    axes[0, 1].minorticks_off()
     figures.letter(axes)
     figures.caption(
         figure,

@@ -181,11 +181,11 @@ def step_gain(params: PyTree, pair: TokenPairs, learning_rate: float) -> PairLog
     return jax.tree.map(lambda x, y: (x - y)[0] / learning_rate, with_push, without)
 
 
-def transformer_gains(key: Array, config: Config) -> tuple[PairLogps, PairLogps, GradientGeometry]:
+def transformer_gains(
+    params: PyTree, key: Array, config: Config
+) -> tuple[PairLogps, PairLogps, GradientGeometry]:
     """Measured and predicted gains of a seed's pairs, per learning rate, [pairs]."""
-    start_key, pair_key = jax.random.split(key)
-    params = sequence_bandit.pretrain(start_key, num_steps=config.pretrain_steps)
-    pairs = response_pairs(params, pair_key, config.num_pairs)
+    pairs = response_pairs(params, key, config.num_pairs)
     pair_logps = functools.partial(transformer.pair_logps, config=sequence_bandit.MODEL)
     geometry = gradients.gradient_geometry(pair_logps, params, pairs)
     measured = jax.lax.map(lambda pair: step_gain(params, pair, config.learning_rate), pairs)
@@ -194,8 +194,10 @@ def transformer_gains(key: Array, config: Config) -> tuple[PairLogps, PairLogps,
 
 def run_transformer(keys: Array, config: Config, writer: RunWriter) -> None:
     """Lemma 6.2 to first order, against what a small step does."""
-    gains = jax.jit(lambda keys: jax.lax.map(lambda key: transformer_gains(key, config), keys))
-    measured, predicted, geometry = jax.device_get(gains(keys))
+    references = sequence_bandit.references(keys, num_steps=config.pretrain_steps)
+    of_seed = lambda seed: transformer_gains(*seed, config)
+    gains = jax.jit(lambda *seeds: jax.lax.map(of_seed, seeds))(references, keys)
+    measured, predicted, geometry = jax.device_get(gains)
     scale = np.maximum(geometry.chosen_sq_norm, geometry.rejected_sq_norm)
     chosen, rejected = (m - p for m, p in zip(measured, predicted, strict=True))
     errors = [np.abs(error) / scale for error in (chosen, rejected, chosen - rejected)]

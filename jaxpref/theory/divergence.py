@@ -170,7 +170,7 @@ def best_of_n(
     up_to = jnp.sum(p * (rewards <= rewards[:, None]), axis=1)
     missed = n * jnp.log1p(-jnp.minimum(level / up_to, 1.0))  # log chance that none of n is in the level
     best = policy - jnp.log(level) + n * jnp.log(up_to) + jnp.log(-jnp.expm1(missed))
-    return jnp.where(policy > -jnp.inf, best, -jnp.inf)  # an empty level is 0 / 0
+    return jnp.where(level > 0, best, -jnp.inf)  # an empty level, or one that underflows, is 0 / 0
 
 
 def best_of_n_kl_bound(n: int | Array) -> Array:
