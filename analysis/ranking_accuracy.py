@@ -20,7 +20,7 @@ LOG_2 = float(np.log(2.0))
 
 
 def seeds_of(run: Run) -> str:
-    return f"{run.config['num_seeds']} seeds; bands and bars: 95 % intervals over seeds."
+    return f"{run.config['num_seeds']} seeds; bands, bars: 95 % intervals."
 
 
 def mark_best(ax: plt.Axes, run: Run) -> None:
@@ -53,7 +53,7 @@ def draw_categories(run: Run) -> plt.Figure:
     axes[0, 0].set_ylim(0, None)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figures.letter(axes)
-    text = f"Before, after: ranking by reference, then by policy. Dashed: lowest held-out loss. {scored(run)}"
+    text = f"Ranking by reference, then by policy. Dashed: lowest held-out loss. {scored(run)}"
     figures.caption(figure, text)
     return figure
 
@@ -86,7 +86,7 @@ def draw_threshold(run: Run) -> plt.Figure:
     figure, axes = figures.panels(2, height=2.7)
     for ax in axes.flat:
         plot_threshold(ax, one_seed)
-    axes[0, 0].set(ylim=(0, min(2.0, 1.05 * one_seed["loss"].max())), title="all pairs")
+    axes[0, 0].set(ylim=(0, 1.05 * one_seed["loss"].max()), title="all pairs")
     axes[0, 1].set(yscale="log", xlim=(0, None), ylim=(1e-3, 3), title="ranked wrongly by the reference")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     figures.letter(axes)
@@ -101,8 +101,9 @@ def draw_threshold(run: Run) -> plt.Figure:
 
 
 def bin_names(run: Run) -> list[str]:
+    """Each bin by its upper edge, the last by its lower."""
     rows = [row for row in run.select("ranking/flip_share") if row["seed"] == 0]
-    names = [f"{row['gap_above']:g} to {row['gap_up_to']:g}" for row in rows if row["gap_up_to"] is not None]
+    names = [f"{row['gap_up_to']:g}" for row in rows if row["gap_up_to"] is not None]
     return [*names, f"> {rows[-1]['gap_above']:g}"]
 
 
@@ -122,10 +123,8 @@ def plot_profile(ax: plt.Axes, run: Run) -> None:
         place = np.arange(len(names)) + 0.4 * (shift - 0.5)
         ax.bar(place, mean, 0.38, color=color, label=label, alpha=0.85)
         ax.errorbar(place, mean, half, fmt="none", color="0.25", linewidth=0.8)
-    ax.set(
-        xticks=range(len(names)), ylim=(0, 1.05), xlabel="reference gap $c$ (nats)", ylabel="P(flipped | $c$)"
-    )
-    ax.set_xticklabels(names, fontsize=6)
+    ax.set(xticks=range(len(names)), xticklabels=names, ylim=(0, 1.05))
+    ax.set(xlabel="reference gap $c$ up to (nats)", ylabel="P(flipped | $c$)")
     ax.legend(loc="upper right")
 
 
@@ -140,8 +139,8 @@ def plot_roc(ax: plt.Axes, run: Run) -> None:
     """How well difficulty and loss tell the flipped from the other misranked pairs, a line a seed."""
     best = run.table("best")
     rules = {
-        "difficulty, before training": ("auc_flipped", "flip_threshold", 1, figures.BLUE, "-"),
-        "its loss": ("auc_flipped_loss", "loss", -1, figures.PURPLE, "-."),
+        "difficulty": ("auc_flipped", "flip_threshold", 1, figures.BLUE, "-"),
+        "loss": ("auc_flipped_loss", "loss", -1, figures.PURPLE, "-."),
     }
     for label, (summary, column, sign, color, style) in rules.items():
         auc = run.values(f"summary/{summary}").mean()
@@ -151,7 +150,7 @@ def plot_roc(ax: plt.Axes, run: Run) -> None:
             name = f"{label} (AUC {auc:.2f})" if seed == 0 else None
             ax.plot(false, true, color=color, linestyle=style, linewidth=0.9, alpha=0.8, label=name)
     ax.plot([0, 1], [0, 1], **figures.ZERO_LINE)
-    ax.set(xlabel="share of the not flipped above", ylabel="share of the flipped above")
+    ax.set(xlabel="false positive rate (not flipped)", ylabel="true positive rate (flipped)")
     ax.legend(loc="lower right")
 
 
@@ -164,7 +163,8 @@ def plot_accuracies(ax: plt.Axes, run: Run) -> None:
     }
     for label, (metric, split, color, style) in lines.items():
         steps, values = run.curves(metric, split=split)
-        figures.band(ax, steps, values, color, label, linestyle=style)
+        told = slice(1 if metric.startswith("rewards") else 0, None)  # at step 0 all reward margins are 0
+        figures.band(ax, steps[told], values[:, told], color, label, linestyle=style)
     mark_best(ax, run)
     ax.set(xlabel="gradient step", ylabel="accuracy", ylim=(0, 1.02))
     ax.legend(loc="lower right")
@@ -178,8 +178,8 @@ def draw_flips(run: Run) -> plt.Figure:
     plot_accuracies(axes[0, 2], run)
     figures.letter(axes)
     text = (
-        "(a), (b): pairs that the reference ranks wrongly; (b) at lowest held-out loss (dashed in c), "
-        f"a line a seed. {scored(run)}"
+        "(a), (b): pairs ranked wrongly by the reference; (b) at lowest held-out loss (dashed in c), a line a\n"
+        f"seed; difficulty: known before training. {scored(run)}"
     )
     figures.caption(figure, text)
     return figure

@@ -164,7 +164,7 @@ def idealized(scored: Scored, beta: float, accuracy: Array) -> dict[str, Array]:
     median = at(1.0)  # never rising in beta, so the median of the paper's .01, .1, 1, 5, 10 is its middle
     return {
         "idealized_rise": jnp.max(jnp.diff(curve)),
-        "idealized_low_error": jnp.abs(curve[0] - jnp.mean(share > 0.5)),
+        "idealized_low_error": jnp.abs(curve[0] - jnp.mean(share > 0.5, dtype=float)),
         "idealized_high_error": jnp.abs(curve[-1] - ranking.reference_accuracy(gap)),
         "median_alignment_gap": median - accuracy,
         "alignment_gap": at(beta) - accuracy,

@@ -66,7 +66,7 @@ def ranked_right_with_ties(
 
 def ranking_accuracy(logps: PairLogps, *, tie_rule: str = "ge", band: float = 0.01) -> Float[Array, ""]:
     """Share of pairs ranked as labelled; of the reference's `logps` it is the reference accuracy."""
-    return jnp.mean(ranked_right(logps.margin, tie_rule=tie_rule, band=band))
+    return jnp.mean(ranked_right(logps.margin, tie_rule=tie_rule, band=band), dtype=float)
 
 
 def normalized_ranking_accuracy(
@@ -78,7 +78,7 @@ def normalized_ranking_accuracy(
 
 def reference_accuracy(reference_gap: Float[Array, "pairs"], *, tie_rule: str = "ge") -> Float[Array, ""]:
     """Ranking accuracy of the reference: share of pairs with c <= 0 (below 0 under "gt")."""
-    return jnp.mean(ranked_right(-reference_gap, tie_rule=tie_rule))
+    return jnp.mean(ranked_right(-reference_gap, tie_rule=tie_rule), dtype=float)
 
 
 def reward_right(
@@ -90,7 +90,7 @@ def reward_right(
 
 def reward_accuracy(policy: PairLogps, reference: PairLogps) -> Float[Array, ""]:
     """What trainers log as `rewards/accuracies`. Not ranking accuracy (remark 2.5)."""
-    return jnp.mean(reward_right(policy.margin, -reference.margin))
+    return jnp.mean(reward_right(policy.margin, -reference.margin), dtype=float)
 
 
 def category(
@@ -104,7 +104,7 @@ def category(
 
 def category_shares(category: Int[Array, "pairs"]) -> Float[Array, "4"]:
     """Share of pairs in each of `CATEGORIES`."""
-    return jnp.mean(category[:, None] == jnp.arange(len(CATEGORIES)), axis=0)
+    return jnp.mean(category[:, None] == jnp.arange(len(CATEGORIES)), axis=0, dtype=float)
 
 
 def flip_rate(margin: Float[Array, "pairs"], reference_gap: Float[Array, "pairs"]) -> Float[Array, ""]:

@@ -69,7 +69,7 @@ def idealized_accuracy(
     eps: float = 1e-3,
 ) -> Float[Array, ""]:
     """Ranking accuracy at that optimum, corollary 3.3 (strict). Never increases with beta."""
-    return jnp.mean(idealized_margin(reference_gap, vote_share, beta=beta, eps=eps) > 0)
+    return jnp.mean(idealized_margin(reference_gap, vote_share, beta=beta, eps=eps) > 0, dtype=float)
 
 
 def beta_crit(
@@ -152,4 +152,4 @@ def ipo_surely_right(
 
 def ipo_accuracy_at_zero_loss(reference_gap: Float[Array, "pairs"], *, tau: float) -> Float[Array, ""]:
     """Ranking accuracy of the zero-loss policy: the share of pairs with c <= 1 / (2 tau)."""
-    return jnp.mean(ipo_optimal_margin(reference_gap, tau=tau) >= 0)
+    return jnp.mean(ipo_optimal_margin(reference_gap, tau=tau) >= 0, dtype=float)
