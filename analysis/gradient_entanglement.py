@@ -1,5 +1,7 @@
 """Figures of the study of gradient entanglement (Yuan et al. 2024, arXiv:2410.13828)."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
@@ -134,8 +136,8 @@ def plot_phases(ax: plt.Axes) -> None:
     ax.plot(cosine[positive], cosine[positive], color=CASE_COLORS[2], linewidth=0.8)
     ax.plot(cosine[positive], 1 / cosine[positive], color=CASE_COLORS[3], linewidth=0.8)
     ax.set(xlabel="cosine c", yscale="log", ylim=(low, high), xlim=(-1.02, 1.02))
+    place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "fontsize": 6}
     for x, y, case in ((0.98, 0.03, 2), (0.98, 0.9, 3), (0.42, 0.9, 1)):
-        place = {"transform": ax.transAxes, "ha": "right", "fontsize": 6}
         ax.text(x, y, CASE_NAMES[case], color=CASE_COLORS[case], **place)
 
 
@@ -183,7 +185,7 @@ def loss_phases(run: Run) -> plt.Figure:
     wrong = int(np.sum(table["wrong"]))
     count = run.config["num_pairs"]
     figures.caption(
-        figure, f"{count} random pairs (one of {_seeds(run)} seeds), colored by case (4: both weights negative); "
+        figure, f"{count} random pairs (one of {_seeds(run)} seeds), colored by case (4: weights negative); "
         f"one small step of the loss moved {wrong} of {len(table['wrong'])} pairs against the prediction",
     )  # fmt: skip
     return figure
@@ -339,7 +341,7 @@ def plot_forecast(ax: plt.Axes, run: Run, kind: str, prediction: str, suffix: in
     ax.axhline(0.0, **figures.ZERO_LINE)
     ax.axvline(0.0, **figures.ZERO_LINE)
     ax.set(xlabel=r"predicted $\Delta\log\pi_w$ ($10^{-3}$ nats)", ylabel=r"actual ($10^{-3}$ nats)")
-    place = {"transform": ax.transAxes, "ha": "right", "fontsize": 6.5}
+    place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "fontsize": 6.5}
     ax.text(0.98, 0.05, f"{right:.0%} of signs right", **place)
 
 
@@ -387,7 +389,7 @@ def first_order_batch(run: Run) -> plt.Figure:
 
 
 VARIANTS = {"dpo": ("DPO", figures.BLACK), "masked": ("token mask", figures.GREEN),
-            "normalized": ("normalized gradients", figures.PURPLE)}  # fmt: skip
+            "normalized": ("normalized", figures.PURPLE)}  # fmt: skip
 
 
 def remedy_trajectories(run: Run) -> plt.Figure:

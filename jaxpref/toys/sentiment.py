@@ -121,7 +121,7 @@ def starts(recipe: Recipe, keys: Keys, num_seeds: int, slots: int) -> PyTree:
 
 @functools.partial(jax.jit, static_argnames=("steps", "batch"))
 def _tune_all(params: PyTree, keys: Array, slots: Array, rate: Array, *, steps: int, batch: int) -> PyTree:
-    one_seed = lambda seed: tune(*seed, slots, rate, steps=steps, batch=batch)
+    one_seed = lambda seed: tune(seed[0], seed[1], slots, rate, steps=steps, batch=batch)
     return jax.lax.map(one_seed, (params, keys))
 
 
