@@ -178,8 +178,8 @@ def draw_flips(run: Run) -> plt.Figure:
     plot_accuracies(axes[0, 2], run)
     figures.letter(axes)
     text = (
-        "(a), (b): pairs ranked wrongly by the reference; (b) at lowest held-out loss (dashed in c), a line a\n"
-        f"seed; difficulty: known before training. {scored(run)}"
+        "(a), (b): pairs ranked wrongly by the reference; (b) at lowest held-out loss (dashed in c), a line\n"
+        f"a seed; difficulty: known before training. {scored(run)}"
     )
     figures.caption(figure, text)
     return figure

@@ -6,11 +6,11 @@ A small language model learns a synthetic language from chosen responses, is fro
 trained by DPO on pairs that four raters voted on. Fixed train pairs are scored after every epoch.
 
 A hundred seconds on two cores. The reference ranks half of the pairs wrongly, by a median of 18 nats
-either way, nearly all of it length. At the lowest held-out loss reward accuracy is 0.86 and ranking
-accuracy 0.61: a fifth of the misranked pairs have flipped, nine in ten of those with c below 2 nats and
+either way, nearly all of it length. At the end reward accuracy is 0.86 and ranking accuracy 0.61. At the
+lowest held-out loss a fifth of the misranked pairs have flipped, nine in ten of those with c below 2 nats,
 hardly any past 20. AUC of difficulty for "flips" 0.92, of -c for "ends up right" 0.98. Two claims do not
-hold: the loss tells more than in the paper (AUC 0.87), because a long chosen response is hard and loses
-probability at once, and the paper's gap to idealized accuracy at its median beta is no gap here.
+hold: the loss tells more here than in the paper (AUC 0.86 for "ends up right"), because it stays high
+where c is large; and at its median beta, 1, the idealized accuracy is no higher than what is reached.
 """  # fmt: skip
 
 import dataclasses
