@@ -2,7 +2,7 @@
 
 python -m experiments list
 python -m experiments run STUDY/QUESTION [--preset toy] [--field value ...] --out DIR
-python -m experiments reproduce [--studies A B] [--preset toy] [--results DIR]
+python -m experiments reproduce [--studies A B] [--preset toy] [--results DIR] [--jobs 2]
 python -m experiments claims --results DIR        (decides every claim again, from stored metrics)
 """
 
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--studies", nargs="+", default=list(registry.STUDIES))
     everything.add_argument("--preset", default="toy")
     everything.add_argument("--results", type=Path, default=Path("results"))
+    everything.add_argument("--jobs", type=int, default=1, help="studies side by side")
     claims = commands.add_parser("claims", help="decide all claims again from the stored metrics")
     claims.add_argument("--results", type=Path, default=Path("results"))
     return parser
@@ -67,23 +68,35 @@ def run_one(key: str, preset: str, out: Path, fields: Sequence[str]) -> int:
     return 0
 
 
-def reproduce(studies: Sequence[str], preset: str, folder: Path) -> int:
-    outcomes = runner.reproduce(registry.questions(tuple(studies)), preset, folder, console)
+def reproduce(studies: Sequence[str], preset: str, folder: Path, jobs: int) -> int:
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1; got {jobs}")
+    questions = registry.questions(tuple(studies))
+    if not any(preset in question.presets for question in questions):
+        choices = sorted({name for question in questions for name in question.presets})
+        raise ValueError(f"no question has the preset {preset!r}; choices: {', '.join(choices)}")
+    outcomes = runner.reproduce(questions, preset, folder, console, jobs)
     if all(outcome.how.startswith("answered") for outcome in outcomes):
         console.print("nothing had changed: every question was answered from its finished run")
     return int(any(outcome.how == "failed" for outcome in outcomes))
 
 
+def _differing_verdicts(run: results.Run) -> int:
+    question = registry.question(f"{run.stored['study']}/{run.stored['question']}")
+    stored, preset = run.claims, run.stored["preset"]
+    run_id = question.run_id(preset, question.preset(preset))
+    known = {
+        spec.claim: spec for specs in map(question.claims_of, question.presets.values()) for spec in specs
+    }
+    again = [results.decide(known[claim.claim], run, run_id, run.folder.name) for claim in stored]
+    return sum(was != is_now for was, is_now in zip(stored, again))
+
+
 def decide_again(folder: Path) -> int:
     """Recomputes each verdict from metrics.jsonl; exit code 1 if one differs from the stored one."""
-    differing = 0
-    for run in results.find_runs(folder):
-        question = registry.question(f"{run.stored['study']}/{run.stored['question']}")
-        config = question.preset(run.stored["preset"])
-        run_id = question.run_id(run.stored["preset"], config)
-        again = [results.decide(spec, run, run_id, run.folder.name) for spec in question.claims_of(config)]
-        differing += sum(stored != fresh for stored, fresh in zip(run.claims, again, strict=True))
-    console.print(f"{differing} of {len(results.collect_claims(folder))} stored verdicts differ")
+    runs = [run for run in results.find_runs(folder) if run.stored["study"] in registry.STUDIES]
+    differing = sum(_differing_verdicts(run) for run in runs)
+    console.print(f"{differing} of {sum(len(run.claims) for run in runs)} stored verdicts differ")
     return int(differing > 0)
 
 
@@ -99,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return list_questions()
         if options.command == "claims":
             return decide_again(options.results)
-        return reproduce(options.studies, options.preset, options.results)
+        return reproduce(options.studies, options.preset, options.results, options.jobs)
     except (ValueError, runner.Skipped) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,14 +1,17 @@
-"""Runs questions: one into its folder, or all of a preset one after the other, answered again if done."""
+"""Runs questions: one into its folder, or all of a preset; what is finished is not run again."""
 
 import dataclasses
+import multiprocessing
+import queue
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from experiments import registry
 from experiments.registry import Question
 from jaxpref.provenance import provenance
 from jaxpref.results import Claim, Run, RunWriter, collect_claims, is_finished, write_json
@@ -18,14 +21,18 @@ class Skipped(Exception):
     """A question cannot be answered here, for a reason that is nobody's fault (no weights, no network)."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Outcome:
     """What became of a question in a reproduction."""
 
-    question: Question
+    key: str
     how: str  # "ran", "answered from the finished run", "skipped", "failed"
     seconds: float = 0.0
     reason: str = ""
+
+    def __str__(self) -> str:
+        took = f" in {self.seconds:.0f} s" if self.how == "ran" else ""
+        return f"{self.key}: {self.how}{took}" + (f" ({self.reason})" if self.reason else "")
 
 
 def run_question(
@@ -44,73 +51,118 @@ def run_question(
 class Estimate:
     """Time left: the presets' expected seconds, scaled by how fast this machine has been so far."""
 
-    def __init__(self, expected: list[float]):
-        self.expected, self.done, self.spent = expected, 0.0, 0.0
+    def __init__(self, expected: Mapping[str, float], jobs: int = 1):
+        self.expected, self.jobs = dict(expected), jobs
+        self.fraction = dict.fromkeys(expected, 0.0)
+        self.done = self.spent = 0.0
 
-    def add(self, expected: float, seconds: float) -> None:
-        self.done, self.spent = self.done + expected, self.spent + seconds
-
-    def left(self, index: int, fraction: float = 0.0) -> float:
-        """Seconds left when question `index` is done to `fraction`."""
-        speed = self.spent / self.done if self.done else 1.0
-        return speed * (sum(self.expected[index:]) - fraction * self.expected[index])
-
-
-def reproduce(questions: list[Question], preset: str, results: Path, console: Console) -> list[Outcome]:
-    """All questions that have the preset; one that fails is reported and the rest go on."""
-    questions = [question for question in questions if preset in question.presets]
-    estimate = Estimate([question.seconds.get(preset, 60.0) for question in questions])
-    outcomes = []
-    for index, question in enumerate(questions):
-        outcome = _attempt(
-            question, preset, results, _reporter(console, question, index, questions, estimate)
-        )
+    def finish(self, outcome: Outcome) -> None:
+        """A question is over; only one that ran says something about the machine."""
         if outcome.how == "ran":
-            estimate.add(estimate.expected[index], outcome.seconds)
-        else:
-            estimate.expected[index] = 0.0
-        outcomes.append(outcome)
-        console.print(f"  {question.key}: {outcome.how}{_detail(outcome)}", highlight=False)
+            self.done, self.spent = self.done + self.expected[outcome.key], self.spent + outcome.seconds
+        self.fraction[outcome.key] = 1.0
+
+    @property
+    def left(self) -> float:
+        """Seconds, if the jobs share what is left evenly."""
+        speed = self.spent / self.done if self.done else 1.0
+        return speed / self.jobs * sum(e * (1 - self.fraction[key]) for key, e in self.expected.items())
+
+
+Report = Callable[[Outcome | tuple[str, float, str]], None]
+
+
+def reproduce(
+    questions: Sequence[Question], preset: str, results: Path, console: Console, jobs: int = 1
+) -> list[Outcome]:
+    """All questions that have the preset; one that fails is reported and the rest go on.
+
+    With `jobs` > 1 whole studies run side by side, each in a process of its own: what a study's questions
+    share (a pretrained toy) is still made once.
+    """
+    questions = [question for question in questions if preset in question.presets]
+    expected = {question.key: question.seconds.get(preset, 60.0) for question in questions}
+    watch = _Watch(console, Estimate(expected, jobs))
+    if jobs == 1:
+        outcomes = [_attempt(question, preset, results, watch.tell) for question in questions]
+    else:
+        outcomes = _side_by_side(questions, preset, results, jobs, watch)
     write_json(results / "claims.json", [dataclasses.asdict(claim) for claim in collect_claims(results)])
     return outcomes
 
 
-def _detail(outcome: Outcome) -> str:
-    took = f" in {outcome.seconds:.0f} s" if outcome.how == "ran" else ""
-    return took + (f" ({outcome.reason})" if outcome.reason else "")
+def _side_by_side(
+    questions: Sequence[Question], preset: str, results: Path, jobs: int, watch: "_Watch"
+) -> list[Outcome]:
+    """A process a study, the longest first; what they report is told here, in one place."""
+    context = multiprocessing.get_context("spawn")  # a forked JAX may hang
+    studies: dict[str, list[Question]] = {}
+    for question in questions:
+        studies.setdefault(question.study, []).append(question)
+    cost = lambda study: sum(question.seconds.get(preset, 60.0) for question in study)
+    with context.Manager() as manager, context.Pool(jobs, maxtasksperchild=1) as pool:
+        reports = manager.Queue()
+        longest_first = sorted(studies.values(), key=cost, reverse=True)
+        tasks = [([q.key for q in study], preset, results, reports) for study in longest_first]
+        pending = pool.starmap_async(_run_study, tasks, chunksize=1)
+        while not (pending.ready() and reports.empty()):
+            try:
+                watch.tell(reports.get(timeout=0.2))
+            except queue.Empty:
+                continue
+        return [outcome for outcomes in pending.get() for outcome in outcomes]
 
 
-def _attempt(question: Question, preset: str, results: Path, report: Callable[[float, str], None]) -> Outcome:
+def _run_study(keys: Sequence[str], preset: str, results: Path, reports: Any) -> list[Outcome]:
+    """One study in a process of its own, which imports its questions anew."""
+    return [_attempt(registry.question(key), preset, results, reports.put) for key in keys]
+
+
+def _attempt(question: Question, preset: str, results: Path, report: Report) -> Outcome:
+    outcome = _outcome(question, preset, results, lambda *progress: report((question.key, *progress)))
+    report(outcome)
+    return outcome
+
+
+def _outcome(
+    question: Question, preset: str, results: Path, progress: Callable[[float, str], None]
+) -> Outcome:
     started = time.perf_counter()
     try:
-        report(0.0, "")
-        ran, _ = run_question(question, preset, question.preset(preset), results / question.key, report)
+        progress(0.0, "")
+        ran, _ = run_question(question, preset, question.preset(preset), results / question.key, progress)
     except Skipped as reason:
-        return Outcome(question, "skipped", reason=str(reason))
+        return Outcome(question.key, "skipped", reason=str(reason))
     except Exception as error:  # one study's failure must not cost the others their results
         traceback.print_exc()
-        return Outcome(question, "failed", reason=f"{type(error).__name__}: {error}")
+        return Outcome(question.key, "failed", reason=f"{type(error).__name__}: {error}")
     how = "ran" if ran else "answered from the finished run"
-    return Outcome(question, how, time.perf_counter() - started)
+    return Outcome(question.key, how, time.perf_counter() - started)
 
 
-def _reporter(
-    console: Console, question: Question, index: int, questions: list[Question], estimate: Estimate
-):
-    """A line when a question starts; on a terminal also a line that is overwritten as it goes on."""
+class _Watch:
+    """A line when a question starts and when it is over; on a terminal also one overwritten as it goes on."""
 
-    def report(fraction: float, text: str) -> None:
-        left = estimate.left(index, fraction)
-        place = f"[{index + 1}/{len(questions)}] {question.key}"
-        line = f"{place} {fraction:4.0%} {text}  about {left:.0f} s left in all"
-        if console.is_terminal:
-            console.print(
-                line.ljust(console.width - 1)[: console.width - 1], end="\r", highlight=False, markup=False
-            )
+    def __init__(self, console: Console, estimate: Estimate):
+        self.console, self.estimate = console, estimate
+
+    def tell(self, report: Outcome | tuple[str, float, str]) -> None:
+        if isinstance(report, Outcome):
+            self.estimate.finish(report)
+            return self._line(f"  {report}")
+        key, fraction, text = report
+        self.estimate.fraction[key] = fraction
+        over = sum(done == 1.0 for done in self.estimate.fraction.values())
+        line = f"[{over}/{len(self.estimate.fraction)} done] {key} {fraction:4.0%} {text}"
+        line += f"  about {self.estimate.left:.0f} s left in all"
+        if self.console.is_terminal:
+            self._line(line[: self.console.width - 1], end="\r")
         elif fraction == 0.0:
-            console.print(line, highlight=False, markup=False)
+            self._line(line)
 
-    return report
+    def _line(self, text: str, end: str = "\n") -> None:
+        padded = text.ljust(self.console.width - 1) if self.console.is_terminal else text
+        self.console.print(padded, end=end, highlight=False, markup=False, soft_wrap=True)
 
 
 def single_reporter(console: Console) -> Callable[[float, str], None]:

@@ -84,11 +84,27 @@ def test_a_folder_of_another_config_is_refused_and_kept(tmp_path):
     assert len(json.loads((tmp_path / "s" / "a" / "claims.json").read_text())) == 1
 
 
-def test_the_estimate_follows_the_machine(tmp_path):
-    estimate = runner.Estimate([10.0, 20.0, 30.0])
-    assert estimate.left(0) == 60.0
-    estimate.add(10.0, 20.0)  # twice as slow as expected
-    assert estimate.left(1, 0.5) == 2 * (10.0 + 30.0)
+def test_the_estimate_follows_the_machine():
+    estimate = runner.Estimate({"a": 10.0, "b": 20.0, "c": 30.0}, jobs=2)
+    assert estimate.left == 30.0
+    estimate.finish(runner.Outcome("a", "ran", seconds=20.0))  # twice as slow as expected
+    estimate.fraction["b"] = 0.5
+    assert estimate.left == 2 * (10.0 + 30.0) / 2
+
+
+def test_studies_side_by_side_give_what_they_give_one_after_the_other(tmp_path, capsys):
+    """Real questions: a process of its own can only be handed what it can import."""
+    quick = {"gradient_entanglement": "fixture", "ranking_accuracy": "flip_time"}
+    questions = [registry.question(f"{study}/{name}") for study, name in quick.items()]
+    values = []
+    for jobs in (1, 2):
+        out = tmp_path / str(jobs)
+        outcomes = runner.reproduce(questions, "smoke", out, Console(quiet=True), jobs)
+        assert {o.how for o in outcomes} == {"ran"}, outcomes
+        values.append(
+            {(c["run"], c["metric"]): c["value"] for c in json.loads((out / "claims.json").read_text())}
+        )
+    assert values[0] == values[1]
 
 
 @pytest.mark.parametrize(
