@@ -37,7 +37,7 @@ def plot_rewards(ax: plt.Axes, table: dict[str, np.ndarray]) -> None:
         twin.plot(table["bin"], table[name], color=color, label=name)
     twin.set(ylabel="reward of the token", ylim=(0, 1.35))
     handles = [*ax.get_legend_handles_labels()[0], *twin.get_legend_handles_labels()[0]]
-    ax.legend(handles, [h.get_label() for h in handles], loc="upper center", ncols=2)
+    ax.legend(handles=handles, loc="upper center", ncols=2)
 
 
 def draw_setup(run: Run) -> plt.Figure:

@@ -58,7 +58,7 @@ def fit(
     optimizer = optax.adam(setting.learning_rate)
     objective = online.sampled_objective(bandit.policy, choose_loss(loss_fns, setting.method))
     collect = online.make_collect(
-        bandit.policy, bandit.draw_prompts, setting.reward, bandit.reference_logps,
+        bandit.policy, bandit.draw_prompts, setting.reward.__call__, bandit.reference_logps,
         num_samples=bandit.num_samples,
     )  # fmt: skip
     data_key, eval_key = jax.random.split(setting.key)

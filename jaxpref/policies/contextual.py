@@ -5,6 +5,7 @@ References: Tajwar et al. 2024, arXiv:2404.14367, appendix; sizes are the releas
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -58,7 +59,8 @@ def init(key: Array, config: ContextualConfig) -> PyTree:
 
 def response_logps(params: PyTree, contexts: Float[Array, "prompts context"], *, config: ContextualConfig):
     """Log-probability of every response to each context, [prompts, responses], nats."""
-    return logps.log_softmax(Perceptron(config).apply({"params": params}, contexts))
+    logits: Any = Perceptron(config).apply({"params": params}, contexts)
+    return logps.log_softmax(logits)
 
 
 def pair_logps(

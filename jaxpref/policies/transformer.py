@@ -4,6 +4,7 @@ The toys' small model and SmolLM2 are this one code path at different sizes.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -85,7 +86,7 @@ class Attention(nn.Module):
 
     def _remember(self, name: str, new: Array, position: Array) -> Array:
         """All positions' keys or values so far, the new one put in its place."""
-        cache = self.variable("cache", name, lambda: None)
+        cache: Any = self.variable("cache", name, lambda: None)
         cache.value = jax.lax.dynamic_update_slice_in_dim(cache.value, new, position, axis=1)
         return cache.value
 
