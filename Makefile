@@ -1,11 +1,12 @@
 # make reproduce   the four studies at toy scale and the real model, then claims and figures
 # make test        the tests
 # make check       style and types
-# PYTHON=python3.12 chooses the interpreter; OFFLINE=1 leaves the real model out
+# PYTHON=python3.12 chooses the interpreter; OFFLINE=1 leaves the real model out; JOBS=4 runs all studies at once
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 FIGURES ?= figures
+JOBS ?= 2
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 
 .PHONY: reproduce test test-slow check clean real-model
@@ -26,7 +27,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 # Every step runs even if one before it failed: a failed study costs its own results, no other's.
 reproduce: .venv/.runtime real-model
 	@status=0; \
-	$(BIN)/python -m experiments reproduce --preset toy --results $(RESULTS) || status=$$?; \
+	$(BIN)/python -m experiments reproduce --preset toy --results $(RESULTS) --jobs $(JOBS) || status=$$?; \
 	$(BIN)/python -m analysis claims --results $(RESULTS) || status=$$?; \
 	$(BIN)/python -m analysis all --results $(RESULTS) --out $(FIGURES) || status=$$?; \
 	exit $$status

@@ -94,9 +94,14 @@ CLAIMS = (
     ),
     _claim(
         claim="iterated on its own samples, best-of-10 passes the ceiling of the offline one (one token, R1)",
+        paper="specification 2.1", artefact="A4", relation=">", threshold=0.0, unit="runs", reduce="min",
+        statistic="mean reward after two rounds less that after one, the offline ceiling",
+        metric="summary/iterated_reward_gain",
+    ),
+    _claim(
+        claim="its rewards after 1 to 4 rounds are the specification's printed .314, .915, .9987, 1",
         paper="specification 2.1", artefact="A4", relation="<=", threshold=5e-4, unit="runs",
-        statistic="largest difference from .314, .915, .9987, 1 after 1 to 4 rounds",
-        metric="summary/iterated_reward_error",
+        statistic="largest difference", metric="summary/iterated_reward_error",
     ),
 )  # fmt: skip
 
@@ -239,7 +244,8 @@ def run_best_of_n(keys: Array, config: Config, writer: RunWriter) -> None:
         writer.write({"reward/policy": reached[-1]}, round=round_, problem="R1")
         policy = theory.best_of_n(policy, rewards, 10)
     error = np.abs(np.array(reached[1:]) - ITERATED_BEST_OF_10).max()
-    writer.write_summary({"summary/iterated_reward_error": error})
+    gain = reached[2] - reached[1]
+    writer.write_summary({"summary/iterated_reward_error": error, "summary/iterated_reward_gain": gain})
 
 
 def run(config: Config, writer: RunWriter) -> None:

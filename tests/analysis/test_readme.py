@@ -1,0 +1,42 @@
+"""The README says what the stored verdicts say, and all of what does not hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis import __main__ as command
+from analysis import readme
+from jaxpref import losses
+
+ROOT = Path(__file__).parent.parent.parent
+KEPT = ROOT / "results" / "reference" / "toy"
+
+
+def section(name: str) -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.split(readme.BEGIN.format(name))[1].split(readme.END.format(name))[0].strip()
+
+
+def test_the_readmes_table_of_studies_is_the_stored_one():
+    assert section("studies") == readme.stored_table(KEPT, command.figure_names())
+
+
+def test_the_readmes_table_of_losses_is_the_librarys():
+    assert section("losses") == losses.markdown_table()
+
+
+def test_every_claim_that_does_not_hold_stands_in_the_readme():
+    text = section("studies")
+    failed = [c for c in json.loads((KEPT / "claims.json").read_text()) if not c["holds"]]
+    assert all(claim["claim"] in text for claim in failed)
+
+
+def test_a_section_is_replaced_and_nothing_else():
+    text = "a\n<!-- begin: x -->\nold\n<!-- end: x -->\nb\n"
+    assert readme.replace_section(text, "x", "new") == text.replace("old", "new")
+
+
+def test_a_text_without_the_markers_is_refused():
+    with pytest.raises(ValueError, match="must have the markers"):
+        readme.replace_section("nothing", "x", "new")
