@@ -23,6 +23,7 @@ from rich import progress, table
 from rich.console import Console
 
 from jaxpref import fetch, losses, results, score
+from jaxpref.data import files
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 SHOWN = 5  # skipped lines that are listed on the terminal; config.json has them all
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"jaxpref: {' '.join(message.split())}", file=sys.stderr)
+    print(f"jaxpref: {files.printable(message)}", file=sys.stderr)
     return code
 
 
@@ -98,7 +99,7 @@ def _fetch(model: str) -> int:
 def _score(config: score.Config) -> int:
     try:
         prepared = score.prepare(config)
-    except ValueError as error:  # everything that can be wrong with the input, before anything is written
+    except (ValueError, OSError) as error:  # all that can be wrong with the input, before anything is written
         return _say(str(error), BAD_INPUT)
     console = Console()
     _tell_input(console, prepared)
@@ -106,7 +107,10 @@ def _score(config: score.Config) -> int:
         _with_progress(prepared)
     except (FloatingPointError, OSError) as error:
         return _say(str(error), FAILED)
-    _tell_results(console, results.Run(config.out))
+    try:
+        _tell_results(console, results.Run(config.out))
+    except (OSError, ValueError, LookupError):  # a finished run whose files somebody changed
+        return _say(f"{config.out} holds a damaged run; remove it or name another folder", BAD_INPUT)
     return 0
 
 

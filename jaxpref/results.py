@@ -89,9 +89,11 @@ class RunId:
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a run folder."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        dict(stored["config"]), [stored[field.name] for field in dataclasses.fields(RunId)]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise RunMismatch(f"{folder} is no run folder: config.json is missing or unreadable") from error
+    return stored
 
 
 def partial_folder(folder: Path) -> Path:

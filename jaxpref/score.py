@@ -8,6 +8,7 @@ cores SmolLM2 takes 3 to 6 CPU-seconds for a pair of 100 tokens, nearly all of i
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,19 @@ def prepare(config: Config) -> Prepared:
     encoded, report = _encode(file, model, config)
     run = run_id(config, model, file)
     results.is_finished(config.out, run)  # raises where the folder holds another run
+    _check_place(config.out)
     return Prepared(config=config, model=model, file=file, encoded=encoded, report=report, run=run)
+
+
+def _check_place(out: Path) -> None:
+    """Raises where no run folder can be made, before anything is computed."""
+    partial = results.partial_folder(out)
+    if out.is_symlink() or (partial.exists() and not (partial / "config.json").is_file()):
+        taken = out if out.is_symlink() else partial
+        raise ValueError(f"out must be a new folder or a run; {taken} is neither")
+    ancestor = next(path for path in out.absolute().parents if path.exists())
+    if not (ancestor.is_dir() and os.access(ancestor, os.W_OK | os.X_OK)):
+        raise ValueError(f"out must lie in a folder that can be written to; got {out}, below {ancestor}")
 
 
 def _encode(file: files.PairsFile, model: LanguageModel, config: Config):
@@ -139,7 +152,7 @@ def _encode(file: files.PairsFile, model: LanguageModel, config: Config):
         raise files.PairsFileError(
             file.path, None, f"no pair fits into max_length={config.max_length} tokens"
         )
-    if not sum(pair.record.columns.get("weight", 1.0) for pair in encoded):
+    if not any(pair.record.columns.get("weight", 1.0) for pair in encoded):
         raise files.PairsFileError(file.path, None, "the weights must not all be 0")
     return encoded, report
 
@@ -286,6 +299,7 @@ def token_columns(prepared: Prepared, scores: Sequence[Arrays]) -> dict[str, lis
 def summary(columns: Mapping[str, Sequence[Any]]) -> dict[str, float]:
     """Means over pairs, weighted by the file's `weight`."""
     weight = np.asarray(columns["weight"], float)
+    weight = weight / weight.max()  # or the sum of large ones overflows
     return {
         metric: float(np.average(np.asarray(columns[column], float), weights=weight))
         for metric, column in METRICS.items()

@@ -72,6 +72,13 @@ def test_damaged_weights_and_fields_out_of_range_end_with_two(arguments, tmp_pat
     assert not list(tmp_path.glob("run*"))
 
 
+def test_a_finished_run_that_was_damaged_ends_with_two(arguments, tmp_path, capsys):
+    assert cli.main([*arguments, "--no-gradients"]) == 0
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert cli.main([*arguments, "--no-gradients"]) == 2
+    assert "run holds a damaged run" in capsys.readouterr().err
+
+
 def test_unknown_models_end_with_two_and_offline_with_one(arguments, capsys):
     assert cli.main(["fetch", "smollm3"]) == 2
     assert "model must be one of smollm2-135m" in capsys.readouterr().err

@@ -53,6 +53,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         results.is_finished(tmp_path, RUN)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "[" * 100_000, '{"study": "s", "config": "x"}'])
+def test_a_folder_of_another_program_is_no_run(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunMismatch, match=r"no run folder"):
+        results.is_finished(tmp_path, RUN)
+
+
 def test_an_interrupted_run_does_not_compute_its_parts_again(tmp_path):
     calls = []
 

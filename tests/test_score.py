@@ -163,10 +163,10 @@ def test_a_folder_of_another_config_is_refused(config):
         score.prepare(dataclasses.replace(config, limit=1))
 
 
-def test_weights_that_are_not_finite_stop_the_run_at_the_pair(config, tmp_path):
+def test_scores_that_are_not_finite_stop_the_run_at_the_pair(config, tmp_path):
     weights = tiny_model.random_weights()
-    weights["model.norm.weight"][0] = np.nan
-    broken = tiny_model.write_gguf(tmp_path / "nan.gguf", weights)
+    weights["model.norm.weight"][:] = 3e38  # finite, and yet too large for a product
+    broken = tiny_model.write_gguf(tmp_path / "large.gguf", weights)
     prepared = score.prepare(dataclasses.replace(config, model=str(broken), gradients=False))
     with pytest.raises(FloatingPointError, match=r"line 1, id first: .* is not finite"):
         score.run(prepared)
@@ -199,6 +199,26 @@ def test_weights_of_pairs_must_not_all_be_zero(config):
     config.pairs.write_text(json.dumps(LINES[0] | {"weight": 0}) + "\n")
     with pytest.raises(PairsFileError, match="weights must not all be 0"):
         score.prepare(config)
+
+
+def test_weights_of_pairs_may_be_as_large_as_float64_has_them(config):
+    lines = [LINES[0], LINES[0] | {"prompt": "word"}]
+    weighted = [json.dumps(line | {"weight": 1e308}) + "\n" for line in lines]  # the sum overflows
+    config.pairs.write_text("".join(weighted))
+    score.run(score.prepare(dataclasses.replace(config, gradients=False)))
+    run = results.Run(config.out)
+    np.testing.assert_allclose(run.values("logps/margin"), run.table()["logps/margin"].mean())
+
+
+def test_a_place_where_no_run_can_be_written_is_refused_and_left_as_it_is(config, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "thesis").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for out in ("file/run", "run", "link"):
+        with pytest.raises(ValueError, match="out must"):
+            score.prepare(dataclasses.replace(config, out=tmp_path / out))
+    assert (tmp_path / "run.partial" / "thesis").read_text() == "precious"
 
 
 @pytest.mark.parametrize("field", ["limit", "max_length"])

@@ -10,13 +10,15 @@ Optional columns: chosen_score, rejected_score, votes_chosen, votes_rejected, we
 and so are blank lines. A written-out prompt may be empty only where the caller allows it.
 """
 
+import codecs
 import dataclasses
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 from jaxpref import results
 from jaxpref.data.tokenizer import Message
 
+SHOWN = 40  # characters of a wrong value, and names of fields, that a message quotes
 SCORES = ("chosen_score", "rejected_score")
 COUNTS = ("votes_chosen", "votes_rejected")
 
@@ -119,14 +122,24 @@ def read_pairs(path: str | Path, *, skip_bad: bool = False, allow_empty_prompt: 
 class _BadLineError(ValueError):
     """Why a line is no pair; becomes a `PairsFileError` or a `BadLine`."""
 
+    def __init__(self, reason: str):
+        super().__init__(printable(reason))
+
+
+def printable(text: str) -> str:
+    """One line that any terminal takes: a file's own control characters and half characters are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers with the line's bytes, or with the row's dict."""
     try:
+        if path.exists() and not path.is_file():  # a pipe without a writer would keep us waiting
+            raise PairsFileError(path, None, "must be a file; it is a folder, a pipe or a device")
         with path.open("rb") as file:
             if file.read(4) != b"PAR1":
                 file.seek(0)
-                yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+                yield from _lines(file)
                 return
         yield from enumerate(pq.read_table(path).to_pylist(), 1)
     except OSError as error:  # Arrow's reading errors are among them
@@ -135,17 +148,26 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise PairsFileError(path, None, f"is a damaged Parquet file: {error}") from error
 
 
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, numbered, without a byte order mark."""
+    for number, line in enumerate(file, 1):
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if text.strip():
+            yield number, text
+
+
 def _record(line: int, row: bytes | dict[str, Any], *, allow_empty_prompt: bool) -> PairRecord:
-    fields = _parse(row, first=line == 1) if isinstance(row, bytes) else row
-    fields = {key: value for key, value in fields.items() if value is not None}  # Parquet has no "absent"
+    written = _parse(row) if isinstance(row, bytes) else row
+    fields = {key: value for key, value in written.items() if value is not None}  # Parquet has no "absent"
+    if "prompt" in written and not {"prompt", "messages", "prompt_ids"} & fields.keys():
+        raise _BadLineError("prompt must not be null; without the field, the shared prefix is the prompt")
     pair = _pair(fields, allow_empty_prompt=allow_empty_prompt)
     return PairRecord(line=line, id=_id(fields, line), pair=pair, columns=_columns(fields))
 
 
-def _parse(line: bytes, *, first: bool) -> dict[str, Any]:
+def _parse(line: bytes) -> dict[str, Any]:
     try:
-        text = line.decode("utf-8-sig" if first else "utf-8")
-        value = json.loads(text)
+        value = json.loads(line.decode("utf-8").rstrip())  # else an error may be placed on a second line
     except UnicodeDecodeError as error:
         raise _BadLineError(f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start}") from error
     except (ValueError, RecursionError) as error:
@@ -163,14 +185,19 @@ def _pair(fields: dict[str, Any], *, allow_empty_prompt: bool) -> TextPair | Cha
         written_out = True
     else:
         pair, written_out = _text_or_chat(fields)
-    if written_out and not pair.prompt and not allow_empty_prompt:
+    if written_out and _blank(pair.prompt) and not allow_empty_prompt:
         raise _BadLineError("prompt must not be empty (--allow-empty-prompt takes it as it is)")
     for name in ("chosen", "rejected"):
-        if not getattr(pair, name):
-            raise _BadLineError(f"{name} must not be empty")
+        if _blank(getattr(pair, name)):
+            raise _BadLineError(f"{name} must not be empty, nor white space alone")
     if pair.chosen == pair.rejected:
         raise _BadLineError("chosen and rejected must differ; they are identical")
     return pair
+
+
+def _blank(part: Any) -> bool:
+    """Nothing to compare: no message, no token id, or no text but white space."""
+    return not (part.strip() if isinstance(part, str) else part)
 
 
 def _text_or_chat(fields: dict[str, Any]) -> tuple[TextPair | ChatPair, bool]:
@@ -208,9 +235,8 @@ def _common(first: Any, second: Any) -> int:
 
 def _field(fields: dict[str, Any], name: str) -> Any:
     if name not in fields:
-        raise _BadLineError(
-            f"field {name} is missing; the line has {', '.join(sorted(fields)) or 'no field'}"
-        )
+        names = ", ".join(sorted(fields)[:SHOWN]) or "no field"
+        raise _BadLineError(f"field {name} is missing; the line has {names}")
     return fields[name]
 
 
@@ -242,7 +268,7 @@ def _message(value: Any, name: str) -> Message:
     if not isinstance(value, dict):
         raise _BadLineError(f"{name} must be an object with role and content; got {_kind(value)}")
     role, content = (_text(value, key) for key in ("role", "content"))
-    if not role or not content:
+    if not role or _blank(content):
         raise _BadLineError(
             f"{name} must have a role and a content; got {'no role' if not role else 'no content'}"
         )
@@ -251,7 +277,7 @@ def _message(value: Any, name: str) -> Message:
 
 def _reply(value: Any, name: str) -> tuple[Message, ...]:
     if isinstance(value, str):
-        return ({"role": "assistant", "content": _unicode(value, name)},) if value else ()
+        return () if _blank(value) else ({"role": "assistant", "content": _unicode(value, name)},)
     return _messages(value, name)
 
 
@@ -277,11 +303,14 @@ def _columns(fields: dict[str, Any]) -> dict[str, float]:
 
 
 def _number(value: Any, name: str, *, minimum: float = -math.inf, whole: bool = False) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < minimum or (whole and value != int(value)):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    finite = number and abs(value) <= sys.float_info.max  # math.isfinite raises on integers beyond it
+    if not finite or value < minimum or (whole and value != int(value)):
         rule = "a whole number" if whole else "a finite number"
         least = f" of at least {minimum:g}" if minimum > -math.inf else ""
-        raise _BadLineError(f"{name} must be {rule}{least}; got {value!r}")
+        shown = repr(value)
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+        raise _BadLineError(f"{name} must be {rule}{least}; got {shown}")
     return float(value)
 
 
@@ -292,4 +321,4 @@ def _kind(value: Any) -> str:
         (name for of, name in names if isinstance(value, of)), "number" if value is not None else "null"
     )
     shown = repr(value)
-    return f"{kind} {shown}" if len(shown) <= 40 else kind
+    return f"{kind} {shown}" if len(shown) <= SHOWN else kind

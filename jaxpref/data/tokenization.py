@@ -90,14 +90,14 @@ def _encode_record(
 ) -> EncodedPair | None:
     """None where truncation would leave nothing to compare."""
     try:
-        rows = [truncate(row, max_length) for row in encode_pair(record.pair, tokenizer)]
+        whole = encode_pair(record.pair, tokenizer)
     except ValueError as error:
         raise TokenizationError(record.line, str(error)) from error
-    chosen, rejected = rows
-    largest = max(*chosen.tokens, *rejected.tokens)
+    largest = max(max(row.tokens) for row in whole)
     if largest >= vocab:
         rule = f"token ids must be below the vocabulary's {vocab}"
         raise TokenizationError(record.line, f"{rule}; got {largest}")
+    rows = chosen, rejected = [truncate(row, max_length) for row in whole]
     comparable = all(row.start < len(row.tokens) for row in rows) and chosen.tokens != rejected.tokens
     return EncodedPair(record=record, chosen=chosen, rejected=rejected) if comparable else None
 

@@ -1,8 +1,13 @@
 """A tokenizer with its special tokens and its chat template, wherever it was stored."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import reprlib
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
+RENDER_SECONDS = 10.0  # a template needs a millisecond; one that loops for ever is a damaged or a hostile one
+LARGEST_FACTOR = 10_000  # in a template's products
 GGUF_CONTROL, GGUF_USER_DEFINED = 3, 4  # llama.cpp's token types that are matched before the merges
 
 
@@ -46,20 +53,54 @@ class Tokenizer:
         if self.chat_template is None:
             raise TemplateError("this model has no chat template, so it cannot read conversations")
         try:
-            return _compiled(self.chat_template).render(
-                messages=messages, add_generation_prompt=generation_prompt,
-                bos_token=self.token(self.bos), eos_token=self.token(self.eos),
-            )  # fmt: skip
-        except (jinja2.TemplateError, TypeError) as error:
-            raise TemplateError(f"the chat template refused the messages: {error}") from error
+            with _time_limit(RENDER_SECONDS):
+                text = _compiled(self.chat_template).render(
+                    messages=messages, add_generation_prompt=generation_prompt,
+                    bos_token=self.token(self.bos), eos_token=self.token(self.eos),
+                )  # fmt: skip
+            text.encode("utf-8")  # a template can spell half a character
+            return text
+        except Exception as error:  # a template is somebody else's program: it may fail in any way
+            reason = str(error) or type(error).__name__
+            raise TemplateError(f"the chat template refused the messages: {reason}") from error
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Stops the Python code inside when its time is up; in any thread, unlike a signal."""
+    end, outer = time.monotonic() + seconds, sys.gettrace()
+
+    def watch(*_: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError(f"it must end within {seconds:g} s")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(outer)
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, and no product that fills the memory or takes for ever where no clock is read."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        number = lambda x: isinstance(x, int | float) and abs(x) <= LARGEST_FACTOR
+        small = all(number(x) or isinstance(x, str) for x in (left, right))
+        if operator == "**":
+            raise jinja2.sandbox.SecurityError("it must not use **")
+        if not small:
+            raise jinja2.sandbox.SecurityError(f"factors must be text, or numbers up to {LARGEST_FACTOR}")
+        return super().call_binop(context, operator, left, right)
 
 
 @functools.cache
 def _compiled(source: str) -> jinja2.Template:
     """A template that can read its arguments and nothing else, with the functions Hugging Face adds."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     return environment.from_string(source)
@@ -99,7 +140,7 @@ def _json_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(value).__name__}")
@@ -121,7 +162,8 @@ def _template(folder: Path, settings: dict[str, Any]) -> str | None:
         return beside.read_text(encoding="utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named ones
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+        tables = [t for t in template if isinstance(t, dict)]
+        template = next((t.get("template") for t in tables if t.get("name") == "default"), None)
     return template if isinstance(template, str) else None
 
 
@@ -130,19 +172,48 @@ def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise ValueError(f"tokenizer.ggml.model must be gpt2 (byte-level BPE); got {kind!r}")
-    tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    backend = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
-    backend.pre_tokenizer = _pre_tokenizer(metadata.get("tokenizer.ggml.pre"))
+    tokens = _list_of(str, metadata, "tokenizer.ggml.tokens")
+    backend = tokenizers.Tokenizer(_byte_pairs(tokens, _list_of(str, metadata, "tokenizer.ggml.merges")))
+    backend.pre_tokenizer = _pre_tokenizer(_optional(str, metadata, "tokenizer.ggml.pre"))
     backend.decoder = decoders.ByteLevel()
-    _add_special(backend, tokens, metadata.get("tokenizer.ggml.token_type", []))
+    if "tokenizer.ggml.token_type" in metadata:
+        _add_special(backend, tokens, _list_of(int, metadata, "tokenizer.ggml.token_type"))
     return Tokenizer(
         backend=backend,
-        bos=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos=metadata.get("tokenizer.ggml.eos_token_id"),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
-        chat_template=metadata.get("tokenizer.chat_template"),
+        bos=_token_id(metadata, "tokenizer.ggml.bos_token_id", len(tokens)),
+        eos=_token_id(metadata, "tokenizer.ggml.eos_token_id", len(tokens)),
+        add_bos=bool(_optional(bool, metadata, "tokenizer.ggml.add_bos_token")),
+        chat_template=_optional(str, metadata, "tokenizer.chat_template"),
     )
+
+
+def _optional(of: type, metadata: dict[str, Any], key: str) -> Any:
+    value = metadata.get(key)
+    if value is not None and type(value) is not of:
+        raise ValueError(f"{key} must be of type {of.__name__}; got {reprlib.repr(value)}")
+    return value
+
+
+def _list_of(of: type, metadata: dict[str, Any], key: str) -> list[Any]:
+    value = metadata.get(key)
+    if not isinstance(value, list) or not all(type(item) is of for item in value):
+        raise ValueError(f"{key} must be a list of type {of.__name__}; got {reprlib.repr(value)}")
+    return value
+
+
+def _token_id(metadata: dict[str, Any], key: str, vocab: int) -> int | None:
+    value = _optional(int, metadata, key)
+    if value is not None and not 0 <= value < vocab:
+        raise ValueError(f"{key} must be a token of the vocabulary's {vocab}; got {value}")
+    return value
+
+
+def _byte_pairs(tokens: list[str], merges: list[str]) -> models.BPE:
+    pairs: Any = [tuple(merge.split(" ", 1)) for merge in merges]
+    try:
+        return models.BPE({token: i for i, token in enumerate(tokens)}, pairs)
+    except Exception as error:  # the Rust library raises bare Exception
+        raise ValueError(f"tokenizer.ggml.merges do not fit the tokens: {error}") from error
 
 
 def _pre_tokenizer(name: str | None) -> pre_tokenizers.PreTokenizer:

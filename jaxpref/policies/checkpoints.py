@@ -1,5 +1,6 @@
 """A language model from disk: weights, sizes and tokenizer, from GGUF or a Hugging Face folder."""
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -51,14 +52,13 @@ def load(
       CheckpointError: names what is damaged, missing, misshapen or of an unknown kind.
     """
     path = Path(path)
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         raise CheckpointError(f"there is no file or folder {path}")
     try:
         model = _load_folder(path) if path.is_dir() else _load_gguf(path, use_cache=use_cache)
-    except CheckpointError:
-        raise
-    except ValueError as error:  # a config out of range, a tokenizer of another kind
-        raise CheckpointError(f"{path}: {error}") from error
+    except (ValueError, OSError) as error:  # damaged, a config out of range, no access
+        reason = str(error)
+        raise CheckpointError(reason if str(path) in reason else f"{path}: {reason}") from error
     config = dataclasses.replace(model.config, remat=remat)
     return dataclasses.replace(model, name=name or path.stem, config=config)
 
@@ -104,7 +104,7 @@ def _cached(weights: Tensors, path: Path) -> Tensors:
         return _open_cached(weights, path)
     except (OSError, safetensors.SafetensorError):
         arrays = {name: np.ascontiguousarray(weights.read(name)) for name in weights.shapes}
-        with cache.written_whole(path) as aside:
+        with contextlib.suppress(OSError), cache.written_whole(path) as aside:  # no room, no cache
             save_file(arrays, aside)
         return Tensors(weights.shapes, arrays.__getitem__)
 

@@ -1,14 +1,18 @@
 """GGUF, llama.cpp's single-file format: metadata, quantized tensors, and the tokenizer among the metadata."""
 
+import functools
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 
+from jaxpref.policies import llama
 from jaxpref.policies.llama import CheckpointError, Tensors, layer_name
 from jaxpref.policies.transformer import TransformerConfig
 
+MOST_VALUES = 2**22  # of an array in the metadata; the largest vocabularies have a sixteenth of it
 QUANTIZATIONS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 MODEL_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -28,6 +32,23 @@ LAYER_NAMES = {
 }
 
 
+class _Reader(gguf.GGUFReader):
+    """The reader trusts the lengths that the file states: past the end it goes on reading nothing."""
+
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+        values = super()._get(offset, dtype, count, override_order)
+        if len(values) != int(count):
+            raise ValueError(f"byte {offset} and what follows it are missing")
+        return values
+
+    def _get_field_parts(self, orig_offs: Any, raw_type: Any) -> Any:
+        if raw_type == gguf.GGUFValueType.ARRAY:
+            length = int(self._get(orig_offs + 4, np.uint64)[0])  # behind the type of its values
+            if length > MOST_VALUES:
+                raise ValueError(f"an array must have at most {MOST_VALUES} values; got {length}")
+        return super()._get_field_parts(orig_offs, raw_type)
+
+
 def open_file(path: Path) -> gguf.GGUFReader:
     """Header, metadata and tensor table; the tensors stay on disk. Raises `CheckpointError`."""
     with path.open("rb") as file:
@@ -35,7 +56,7 @@ def open_file(path: Path) -> gguf.GGUFReader:
     if magic != b"GGUF":
         raise CheckpointError(f"{path} is not a GGUF file: it must begin with b'GGUF'; got {magic!r}")
     try:
-        return gguf.GGUFReader(path)
+        return _Reader(path)
     except Exception as error:  # the reader trusts the header; a damaged one fails wherever it fails
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
 
@@ -44,7 +65,7 @@ def metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
     """Every key of the header with its value as Python data."""
     try:
         return {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
+    except Exception as error:  # as in `open_file`
         raise CheckpointError(f"the GGUF metadata is damaged: {error}") from error
 
 
@@ -52,28 +73,29 @@ def config_of(values: dict[str, Any], reader: gguf.GGUFReader) -> TransformerCon
     """Sizes from the `llama.*` keys; embeddings are tied where the file has no `output.weight`."""
     if (architecture := values.get("general.architecture")) != "llama":
         raise CheckpointError(f"general.architecture must be llama; got {architecture!r}")
-    try:
-        return _config(values, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
-    except KeyError as error:
-        raise CheckpointError(f"the GGUF metadata has no {error.args[0]}") from error
-
-
-def _config(values: dict[str, Any], *, tied: bool) -> TransformerConfig:
-    heads, dim = values["llama.attention.head_count"], values["llama.embedding_length"]
-    head_dim = values.get("llama.attention.key_length", dim // max(heads, 1))
+    size, positive = functools.partial(llama.size, values), functools.partial(llama.positive, values)
+    heads, dim = size("llama.attention.head_count"), size("llama.embedding_length")
+    head_dim = size("llama.attention.key_length", dim // heads)
     _check_rope(values, head_dim)
     return TransformerConfig(
-        vocab=len(values["tokenizer.ggml.tokens"]),
+        vocab=_vocab(values),
         dim=dim,
-        layers=values["llama.block_count"],
+        layers=size("llama.block_count"),
         heads=heads,
-        kv_heads=values.get("llama.attention.head_count_kv", heads),
+        kv_heads=size("llama.attention.head_count_kv", heads),
         head_dim=head_dim,
-        mlp_dim=values["llama.feed_forward_length"],
-        rope_theta=values.get("llama.rope.freq_base", 10_000.0),
-        norm_eps=values["llama.attention.layer_norm_rms_epsilon"],
-        tied=tied,
+        mlp_dim=size("llama.feed_forward_length"),
+        rope_theta=positive("llama.rope.freq_base", 10_000.0),
+        norm_eps=positive("llama.attention.layer_norm_rms_epsilon"),
+        tied=all(tensor.name != "output.weight" for tensor in reader.tensors),
     )
+
+
+def _vocab(values: dict[str, Any]) -> int:
+    tokens = values.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        raise CheckpointError(f"tokenizer.ggml.tokens must be a list; got {reprlib.repr(tokens)}")
+    return len(tokens)
 
 
 def _check_rope(values: dict[str, Any], head_dim: int) -> None:

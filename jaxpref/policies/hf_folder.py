@@ -1,5 +1,6 @@
 """Hugging Face folders: `config.json` and safetensors, in one file or in shards. Never pickle."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import safetensors
 import safetensors.flax
 
 from jaxpref import cache
+from jaxpref.policies import llama
 from jaxpref.policies.llama import CheckpointError, Tensors, from_params
 from jaxpref.policies.transformer import TransformerConfig
 
@@ -35,41 +37,54 @@ def read_config(folder: Path) -> TransformerConfig:
             )
     try:
         return config_of(values)
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a Llama config: {error}") from error
 
 
 def config_of(values: dict[str, Any]) -> TransformerConfig:
     """Sizes from the keys of `config.json`."""
-    heads, dim = values["num_attention_heads"], values["hidden_size"]
+    size = functools.partial(llama.size, values)
+    heads, dim = size("num_attention_heads"), size("hidden_size")
     return TransformerConfig(
-        vocab=values["vocab_size"],
+        vocab=size("vocab_size"),
         dim=dim,
-        layers=values["num_hidden_layers"],
+        layers=size("num_hidden_layers"),
         heads=heads,
-        kv_heads=values.get("num_key_value_heads") or heads,
-        head_dim=values.get("head_dim") or dim // heads,
-        mlp_dim=values["intermediate_size"],
+        kv_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", dim // heads),
+        mlp_dim=size("intermediate_size"),
         rope_theta=_rope_theta(values),
-        norm_eps=values.get("rms_norm_eps", 1e-6),
-        tied=values.get("tie_word_embeddings", False),
+        norm_eps=llama.positive(values, "rms_norm_eps", 1e-6),
+        tied=_tied(values),
     )
+
+
+def _tied(values: dict[str, Any]) -> bool:
+    tied = values.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise CheckpointError(f"tie_word_embeddings must be true or false; got {tied!r}")
+    return tied
 
 
 def _rope_theta(values: dict[str, Any]) -> float:
     """Older configs have `rope_theta`, those of transformers 5 a table `rope_parameters`."""
     table = values.get("rope_parameters") or {}
+    if not isinstance(table, dict):
+        raise CheckpointError(f"rope_parameters must be a table; got {table!r}")
     if (kind := table.get("rope_type", "default")) != "default":
         raise CheckpointError(f"rope_type must be default; got {kind!r}")
-    return float(table.get("rope_theta", values.get("rope_theta", 10_000.0)))
+    return llama.positive(values | table, "rope_theta", 10_000.0)
 
 
 def tensors(folder: Path, config: TransformerConfig) -> Tensors:
     """Weights of all shards, read one at a time as float32."""
-    shapes, where = {}, {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    where: dict[str, Path] = {}
     for path in shards(folder):
         with _open(path) as file:
             for name in file.keys():
+                if name in where:
+                    raise CheckpointError(f"{name} must be in one file; it is in {where[name].name} too")
                 shapes[name], where[name] = _shape(file, name), path
     if config.tied:
         shapes.pop("lm_head.weight", None)  # some write the tied matrix twice
@@ -119,7 +134,7 @@ def _json_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent} must hold {path.name}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object; got {type(value).__name__}")

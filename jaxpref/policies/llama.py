@@ -1,5 +1,6 @@
 """Llama's weights by their Hugging Face names, and the transformer's parameter tree: one table, both ways."""
 
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,9 +11,29 @@ from jaxtyping import PyTree
 
 from jaxpref.policies.transformer import TransformerConfig
 
+LARGEST_SIZE, LARGEST_FLOAT = 2**31 - 1, float(np.finfo(np.float32).max)
+
 
 class CheckpointError(ValueError):
     """Weights that cannot be loaded: damaged, of an unknown kind, or of another model."""
+
+
+def size(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A size out of a file's metadata; null is as good as absent."""
+    value: Any = default if values.get(key) is None else values[key]
+    if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+        raise CheckpointError(
+            f"{key} must be a whole number of 1 to {LARGEST_SIZE}; got {reprlib.repr(value)}"
+        )
+    return value
+
+
+def positive(values: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A constant out of a file's metadata that float32 can hold; null is as good as absent."""
+    value: Any = default if values.get(key) is None else values[key]
+    if type(value) not in (int, float) or not 0 < value <= LARGEST_FLOAT:
+        raise CheckpointError(f"{key} must be a finite number above 0; got {reprlib.repr(value)}")
+    return float(value)
 
 
 class Slot(NamedTuple):
@@ -61,23 +82,27 @@ def layer_name(layer: int, name: str) -> str:
 
 def expected_shapes(c: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a checkpoint of this config must hold."""
-    shapes = {name: slot.shape for name, slot in model_slots(c).items()}
+    return dict(_expected_shapes(c))
+
+
+def _expected_shapes(c: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from ((name, slot.shape) for name, slot in model_slots(c).items())
     for layer in range(c.layers):
-        shapes |= {layer_name(layer, name): slot.shape for name, slot in layer_slots(c).items()}
-    return shapes
+        yield from ((layer_name(layer, name), slot.shape) for name, slot in layer_slots(c).items())
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], config: TransformerConfig) -> None:
     """Raises a `CheckpointError` that names the first tensor that is missing, unknown or misshapen."""
-    expected = expected_shapes(config)
-    for name, shape in expected.items():
+    known = set()
+    for name, shape in _expected_shapes(config):  # one by one: a damaged config may ask for 1e9 layers
+        known.add(name)
         if name not in shapes:
             raise CheckpointError(f"tensor {name} is missing; the config asks for shape {shape}")
         if tuple(shapes[name]) != shape:
             raise CheckpointError(
                 f"tensor {name} must have shape {shape} to fit the config; got {shapes[name]}"
             )
-    if unknown := sorted(set(shapes) - set(expected)):
+    if unknown := sorted(set(shapes) - known):
         raise CheckpointError(
             f"tensor {unknown[0]} is unknown to the Llama architecture ({len(unknown)} such)"
         )
@@ -88,12 +113,19 @@ def to_params(tensors: Tensors, config: TransformerConfig) -> PyTree:
     check_shapes(tensors.shapes, config)
     params: dict[str, Any] = {"layers": {}}
     for name, slot in model_slots(config).items():
-        _put(params, slot.path, jnp.asarray(tensors.read(name), jnp.float32))
+        _put(params, slot.path, jnp.asarray(_read_finite(tensors, name), jnp.float32))
     for name, slot in layer_slots(config).items():
-        stacked = np.stack([tensors.read(layer_name(i, name)).T for i in range(config.layers)])
+        stacked = np.stack([_read_finite(tensors, layer_name(i, name)).T for i in range(config.layers)])
         shape = (config.layers, *kernel_shape(slot, config))
         _put(params["layers"], slot.path, jnp.asarray(stacked.reshape(shape), jnp.float32))
     return params
+
+
+def _read_finite(tensors: Tensors, name: str) -> np.ndarray:
+    weight = tensors.read(name)
+    if not np.isfinite(weight).all():
+        raise CheckpointError(f"tensor {name} must be finite; it holds nan or infinity")
+    return weight
 
 
 def kernel_shape(slot: Slot, c: TransformerConfig) -> tuple[int, ...]:

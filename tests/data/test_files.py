@@ -1,6 +1,7 @@
 """Pairs files: every format is read as what it means, every malformed line is named."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,6 +80,14 @@ BAD = {
     "null": (GOOD | {"chosen": None}, "field chosen is missing"),
     "empty response": (GOOD | {"rejected": ""}, "rejected must not be empty"),
     "empty prompt": (GOOD | {"prompt": ""}, "prompt must not be empty"),
+    "blank response": (GOOD | {"rejected": " \n"}, "rejected must not be empty, nor white space alone"),
+    "blank prompt": (GOOD | {"prompt": "  "}, "prompt must not be empty"),
+    "blank chat response": ({"messages": [USER], "chosen": " ", "rejected": "b"}, "chosen must not be empty"),
+    "null prompt": (GOOD | {"prompt": None}, "prompt must not be null"),
+    "beyond float64": (GOOD | {"weight": 10**400}, "weight must be a finite number of at least 0; got 1000"),
+    "long value": (GOOD | {"weight": "9" * 1000}, f"got '{'9' * 39}..."),
+    "half a character in a name": (b'{"\\ud83d": 1}', r"the line has \ud83d"),
+    "terminal codes in a name": (b'{"\\u001b[2J": 1}', r"the line has \x1b[2J"),
     "identical": (GOOD | {"rejected": "4"}, "chosen and rejected must differ"),
     "empty chat response": ({"messages": [USER], "chosen": "", "rejected": "b"}, "chosen must not be empty"),
     "no messages": ({"messages": [], "chosen": "a", "rejected": "b"}, "messages must be a list of messages"),
@@ -134,6 +143,17 @@ def test_files_without_a_pair_are_refused(tmp_path, content):
     (tmp_path / "pairs.jsonl").write_bytes(content)
     with pytest.raises(PairsFileError, match="it holds no pair"):
         files.read_pairs(tmp_path / "pairs.jsonl")
+
+
+def test_a_pipe_without_a_writer_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PairsFileError, match="must be a file; it is a folder, a pipe or a device"):
+        files.read_pairs(tmp_path / "pipe")
+
+
+def test_a_byte_order_mark_alone_is_a_blank_line(tmp_path):
+    (record,) = files.read_pairs(write(tmp_path / "pairs.jsonl", b"\xef\xbb\xbf", GOOD)).records
+    assert record.line == 2
 
 
 def test_missing_files_folders_and_damaged_parquet_are_refused(tmp_path):

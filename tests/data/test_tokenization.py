@@ -190,3 +190,38 @@ def test_template_that_rewrites_its_prompt_is_refused_by_line(tiny):
     )
     with pytest.raises(tokenization.TokenizationError, match="line 1: the chat template must write"):
         encode(counting, pair)
+
+
+BOTTOMLESS = {
+    "loops in loops": (
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "end within",
+    ),
+    "macro of macros": (
+        "{% macro m(n) %}{{ m(n-1) + m(n-1) if n else '' }}{% endmacro %}{{ m(60) }}",
+        "end within",
+    ),
+    "endless range": ("{% for i in range(10000000000) %}{% endfor %}", "Range too big"),
+    "tower of powers": ("{{ 10**(10**10) }}", "must not use"),
+    "text without end": ("{{ 'a' * 10000000000 }}", "factors must be text, or numbers up to"),
+    "itself": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+    "division": ("{{ 1 / 0 }}", "division by zero"),
+    "half a character": ("{{ '\\ud83d' }}", "surrogates not allowed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOTTOMLESS)
+def test_templates_that_fail_or_never_end_are_refused_by_line(tiny, monkeypatch, name):
+    monkeypatch.setattr(tokenizer, "RENDER_SECONDS", 0.2)
+    template, reason = BOTTOMLESS[name]
+    hostile = dataclasses.replace(tiny, chat_template=template)
+    pair = ChatPair(
+        (USER,), ({"role": "assistant", "content": "a"},), ({"role": "assistant", "content": "b"},)
+    )
+    with pytest.raises(tokenization.TokenizationError, match=f"line 1: the chat template refused.*{reason}"):
+        encode(hostile, pair)
+
+
+def test_ids_outside_the_vocabulary_are_refused_even_where_the_row_is_cut(tiny):
+    with pytest.raises(tokenization.TokenizationError, match="below the vocabulary's 270; got 99999"):
+        encode(tiny, IdPair((1,), (2, 2, 99999), (3, 4, 5)), max_length=3)

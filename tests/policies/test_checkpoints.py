@@ -4,6 +4,7 @@ import dataclasses
 import json
 import struct
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +187,9 @@ def test_damaged_folders_are_refused_by_file_name(tmp_path, file, damage):
 
 WRONG_CONFIGS = {
     "model_type": "qwen2", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "hidden_act": "gelu",
-    "attention_bias": True, "num_attention_heads": 5, "hidden_size": "wide", "num_hidden_layers": 0,
+    "attention_bias": True, "num_attention_heads": 5, "hidden_size": "wide", "num_hidden_layers": 10**12,
+    "intermediate_size": 64.0, "head_dim": 0, "num_key_value_heads": True, "vocab_size": 10**9,
+    "rms_norm_eps": "small", "rope_theta": 10**400, "rope_parameters": "x", "tie_word_embeddings": "no",
 }  # fmt: skip
 
 
@@ -196,6 +199,68 @@ def test_configs_of_other_models_are_refused(tmp_path, key):
     values = hf_folder.config_json(tiny_model.CONFIG) | {key: WRONG_CONFIGS[key]}
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError):
+        checkpoints.load(folder)
+
+
+WRONG_METADATA = {
+    "llama.block_count": (2**31 - 1, "UINT32", r"layers\.2\.input_layernorm\.weight is missing"),
+    "llama.embedding_length": ("wide", "STRING", "must be a whole number of 1 to 2147483647; got 'wide'"),
+    "llama.attention.head_count": (0, "UINT32", "must be a whole number"),
+    "llama.rope.freq_base": (float("inf"), "FLOAT32", "must be a finite number above 0; got inf"),
+    "llama.attention.layer_norm_rms_epsilon": (float("nan"), "FLOAT32", "finite number above 0; got nan"),
+    "tokenizer.ggml.bos_token_id": (10**6, "UINT32", "must be a token of the vocabulary's"),
+    "tokenizer.ggml.eos_token_id": ("</s>", "STRING", "must be of type int; got '</s>'"),
+    "tokenizer.ggml.add_bos_token": ("no", "STRING", "must be of type bool"),
+    "tokenizer.ggml.tokens": (5, "UINT32", "must be a list; got 5"),
+    "tokenizer.ggml.merges": (5, "UINT32", "must be a list of type str; got 5"),
+    "tokenizer.ggml.token_type": (5, "UINT32", "must be a list of type int; got 5"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG_METADATA)
+def test_gguf_metadata_out_of_range_is_named_with_its_file(tmp_path, monkeypatch, key):
+    value, kind, message = WRONG_METADATA[key]
+    write = tiny_model._write_tokenizer
+
+    def write_and_spoil(writer, metadata):
+        write(writer, metadata)
+        entry = gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType[kind])
+        writer.kv_data[0][key] = entry
+
+    monkeypatch.setattr(tiny_model, "_write_tokenizer", write_and_spoil)
+    with pytest.raises(CheckpointError, match=message) as error:
+        checkpoints.load(tiny_model.write_gguf(tmp_path / "tiny.gguf"))
+    assert "tiny.gguf" in str(error.value)
+    assert key in str(error.value) or key == "llama.block_count"  # there the missing tensor is named
+
+
+@pytest.mark.parametrize("length", [2**60, 2**22])
+def test_a_gguf_array_longer_than_its_file_is_refused_at_once(tmp_path, length):
+    key = struct.pack("<Q", 1) + b"a"
+    array = struct.pack("<IIQ", gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT8, length)
+    path = tmp_path / "long.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + array + b"short")
+    with pytest.raises(CheckpointError, match=r"long\.gguf is truncated or damaged"):
+        checkpoints.load(path)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    broken = changed(tiny_model.random_weights(), "model.norm.weight", np.full(96, np.nan, np.float32))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight must be finite"):
+        checkpoints.load(tiny_model.write_gguf(tmp_path / "nan.gguf", broken))
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "file"))
+    assert checkpoints.load(tiny_model.write_gguf(tmp_path / "tiny.gguf")).name == "tiny"
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    weights = tiny_model.random_weights()
+    folder = tiny_model.write_folder(tmp_path / "m", weights, tiny_model.CONFIG, shards=2)
+    save_file(weights, folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"must be in one file; it is in model-00001"):
         checkpoints.load(folder)
 
 
