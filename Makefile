@@ -8,6 +8,8 @@ RESULTS ?= results
 FIGURES ?= figures
 JOBS ?= 2
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
+# A fifth less CPU time for programs that are compiled once and run for seconds; they run as fast.
+export XLA_FLAGS ?= --xla_backend_optimization_level=1
 
 .PHONY: reproduce test test-slow check clean real-model
 
@@ -41,7 +43,7 @@ real-model: .venv/.runtime
 	else echo "the weights could not be fetched: going on without the real model"; fi
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow

@@ -1,5 +1,6 @@
 """The one style of all figures: sizes, colors, saving. Colors are Okabe and Ito's."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from cycler import cycler
 
 from jaxpref.results import Run, t_interval
+
+logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the dates of the font that we embed
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import registry
+from experiments import configs, registry
 from experiments.registry import Question
 from jaxpref.provenance import provenance
 from jaxpref.results import Claim, Run, RunWriter, collect_claims, is_finished, write_json
@@ -39,6 +39,7 @@ def run_question(
     question: Question, preset: str, config: Any, out: Path, progress=None
 ) -> tuple[bool, list[Claim]]:
     """Runs one question into `out`, unless the folder already holds this run; (whether it ran, claims)."""
+    configs.check(config)
     run_id = question.run_id(preset, config)
     if is_finished(out, run_id):
         return False, Run(out).claims

@@ -118,15 +118,13 @@ class RunWriter:
         self._open()
 
     def _open(self) -> None:
-        """Takes up an interrupted run of the same config and code; another one's leavings are dropped."""
+        """Takes up an interrupted run of this config; its parts are dropped if the code has changed since.
+
+        Raises RunMismatch where another config's interrupted run, or no run of ours, stands in the way.
+        """
         partial = self._partial
-        if partial.exists():
-            try:
-                resumable = self.run.check(partial)
-            except RunMismatch:
-                resumable = False
-            if not resumable:
-                shutil.rmtree(partial)
+        if partial.exists() and not self.run.check(partial):
+            shutil.rmtree(partial)
         (partial / "parts").mkdir(parents=True, exist_ok=True)
         for stale in partial.glob("*.parquet"):
             stale.unlink()

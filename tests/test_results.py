@@ -73,11 +73,26 @@ def test_an_interrupted_run_does_not_compute_its_parts_again(tmp_path):
     np.testing.assert_array_equal(again["x"], np.arange(3.0))
 
 
-@pytest.mark.parametrize("changed", [{"code": "c1"}, {"config": {"beta": 0.3}}])
-def test_an_interrupted_run_of_other_code_or_config_is_not_taken_up(tmp_path, changed):
+def test_parts_made_by_other_code_are_made_again(tmp_path):
     RunWriter(tmp_path / "run", RUN, {}).part("a", lambda: {"x": np.zeros(1)})
-    fresh = RunWriter(tmp_path / "run", dataclasses.replace(RUN, **changed), {})
+    fresh = RunWriter(tmp_path / "run", dataclasses.replace(RUN, code="c1"), {})
     np.testing.assert_array_equal(fresh.part("a", lambda: {"x": np.ones(1)})["x"], np.ones(1))
+
+
+def test_hours_of_another_configs_interrupted_run_are_not_thrown_away(tmp_path):
+    RunWriter(tmp_path / "run", RUN, {}).part("a", lambda: {"x": np.zeros(1)})
+    other = dataclasses.replace(RUN, config={"beta": 0.3, "sizes": (1, 2)})
+    with pytest.raises(RunMismatch, match=r"run.partial holds a run of another config \(beta: 0.1 -> 0.3\)"):
+        RunWriter(tmp_path / "run", other, {})
+    assert RunWriter(tmp_path / "run", RUN, {}).part("a", pytest.fail)["x"] == 0
+
+
+def test_a_folder_in_the_way_that_is_no_run_is_kept(tmp_path):
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "thesis.txt").write_text("years")
+    with pytest.raises(RunMismatch, match=r"no run folder"):
+        RunWriter(tmp_path / "run", RUN, {})
+    assert (tmp_path / "run.partial" / "thesis.txt").read_text() == "years"
 
 
 def test_a_metrics_file_of_an_interrupted_run_holds_no_line_twice(tmp_path):

@@ -86,8 +86,13 @@ class Config:
     seed: int = 0  # of the random model; all else is deterministic
 
     def __post_init__(self):
+        if not self.settings:
+            raise ValueError("settings must name at least one run, like No>no/adam; got none")
         for text in self.settings:
             setting(text)
+        if self.model != "random" and self.model not in fetch.WHEELS and not self.model.startswith("hf:"):
+            choices = ", ".join(["random", *fetch.WHEELS])
+            raise ValueError(f"model must be one of {choices}, or hf:ORG/NAME; got {self.model!r}")
         available = len(persona.load()) // 2
         if not 1 <= self.num_prompts <= available:
             raise ValueError(f"num_prompts must be in [1, {available}]; got {self.num_prompts}")
