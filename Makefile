@@ -1,7 +1,7 @@
 # make reproduce   the four studies at toy scale and the real model, then claims and figures
 # make test        the tests
 # make check       style and types
-# PYTHON=python3.12 chooses the interpreter; OFFLINE=1 leaves the real model out; JOBS=4 runs all studies at once
+# PYTHON=python3.12 chooses the interpreter; OFFLINE=1 leaves the real model out; JOBS=4 runs four questions at once
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results

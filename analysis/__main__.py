@@ -3,7 +3,7 @@
 python -m analysis <study|all> --results DIR --out DIR     figures of the finished runs
 python -m analysis claims --results DIR [--markdown]       the table of claims
 python -m analysis keep --results DIR --out KEPT           claims and run times alone, small enough to commit
-python -m analysis readme --results KEPT --out README.md   the table of the studies in the README
+python -m analysis readme --results results/reference --out README.md   the README's tables
 """
 
 import argparse
@@ -66,10 +66,12 @@ def keep(folder: Path, out: Path) -> None:
     results.write_json(out / "claims.json", [vars(claim) for run in runs for claim in run.claims])
 
 
-def rewrite_readme(folder: Path, path: Path) -> None:
-    """Puts the table of the kept run between the README's markers."""
-    table = readme.stored_table(folder, figure_names())
-    path.write_text(readme.replace_section(path.read_text("utf-8"), "studies", table), encoding="utf-8")
+def rewrite_readme(reference: Path, path: Path) -> None:
+    """Puts what the kept runs say between the README's markers."""
+    text = path.read_text(encoding="utf-8")
+    for name, content in readme.sections(reference, figure_names()).items():
+        text = readme.replace_section(text, name, content)
+    path.write_text(text, encoding="utf-8")
 
 
 def main(args: Sequence[str] | None = None) -> int:

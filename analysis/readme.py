@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.claims import interval
+from analysis.claims import claims_markdown, interval
+from jaxpref.results import Run
 
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 HEADER = (
@@ -52,3 +53,24 @@ def stored_table(folder: Path, figures: Mapping[str, Sequence[str]]) -> str:
     """The table of the run whose `claims.json` and `runs.json` are kept in `folder`."""
     read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))
     return study_table(read("runs.json"), read("claims.json"), figures)
+
+
+def claims_of(folder: Path) -> str:
+    """The claims of one kept run."""
+    return claims_markdown([vars(claim) for claim in Run(folder).claims])
+
+
+def score_table(folder: Path) -> str:
+    """The means over the pairs of a kept `jaxpref score` run."""
+    (means,) = Run(folder).rows
+    lines = [f"| `{name}` | {value:.4g} |" for name, value in means.items() if value is not None]
+    return "\n".join(["| metric | mean |", "|---|---|", *lines])
+
+
+def sections(reference: Path, figures: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Every section of the README that is made, not written."""
+    return {
+        "studies": stored_table(reference / "toy", figures),
+        "single_example": claims_of(reference / "likelihood_displacement" / "single_example"),
+        "score": score_table(reference / "score" / "politeness_pairs"),
+    }

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--studies", nargs="+", default=list(registry.STUDIES))
     everything.add_argument("--preset", default="toy")
     everything.add_argument("--results", type=Path, default=Path("results"))
-    everything.add_argument("--jobs", type=int, default=1, help="studies side by side")
+    everything.add_argument("--jobs", type=int, default=1, help="questions side by side")
     claims = commands.add_parser("claims", help="decide all claims again from the stored metrics")
     claims.add_argument("--results", type=Path, default=Path("results"))
     return parser

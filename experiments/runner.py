@@ -78,8 +78,8 @@ def reproduce(
 ) -> list[Outcome]:
     """All questions that have the preset; one that fails is reported and the rest go on.
 
-    With `jobs` > 1 whole studies run side by side, each in a process of its own: what a study's questions
-    share (a pretrained toy) is still made once.
+    With `jobs` > 1 as many run side by side, in processes of their own. What questions share in memory (a
+    pretrained toy) is then made once a process.
     """
     questions = [question for question in questions if preset in question.presets]
     expected = {question.key: question.seconds.get(preset, 60.0) for question in questions}
@@ -95,28 +95,24 @@ def reproduce(
 def _side_by_side(
     questions: Sequence[Question], preset: str, results: Path, jobs: int, watch: "_Watch"
 ) -> list[Outcome]:
-    """A process a study, the longest first; what they report is told here, in one place."""
+    """The longest questions first, so that the processes end together; what they report is told here."""
     context = multiprocessing.get_context("spawn")  # a forked JAX may hang
-    studies: dict[str, list[Question]] = {}
-    for question in questions:
-        studies.setdefault(question.study, []).append(question)
-    cost = lambda study: sum(question.seconds.get(preset, 60.0) for question in study)
-    with context.Manager() as manager, context.Pool(jobs, maxtasksperchild=1) as pool:
+    longest_first = sorted(questions, key=lambda q: q.seconds.get(preset, 60.0), reverse=True)
+    with context.Manager() as manager, context.Pool(jobs) as pool:
         reports = manager.Queue()
-        longest_first = sorted(studies.values(), key=cost, reverse=True)
-        tasks = [([q.key for q in study], preset, results, reports) for study in longest_first]
-        pending = pool.starmap_async(_run_study, tasks, chunksize=1)
+        tasks = [(question.key, preset, results, reports) for question in longest_first]
+        pending = pool.starmap_async(_run_elsewhere, tasks, chunksize=1)
         while not (pending.ready() and reports.empty()):
             try:
                 watch.tell(reports.get(timeout=0.2))
             except queue.Empty:
                 continue
-        return [outcome for outcomes in pending.get() for outcome in outcomes]
+        return pending.get()
 
 
-def _run_study(keys: Sequence[str], preset: str, results: Path, reports: Any) -> list[Outcome]:
-    """One study in a process of its own, which imports its questions anew."""
-    return [_attempt(registry.question(key), preset, results, reports.put) for key in keys]
+def _run_elsewhere(key: str, preset: str, results: Path, reports: Any) -> Outcome:
+    """One question in a process of the pool, which imports it anew."""
+    return _attempt(registry.question(key), preset, results, reports.put)
 
 
 def _attempt(question: Question, preset: str, results: Path, report: Report) -> Outcome:

@@ -88,7 +88,7 @@ PRESETS = {
     ),
     "toy": Config(),
 }  # fmt: skip
-SECONDS = {"smoke": 12.0, "toy": 60.0}
+SECONDS = {"smoke": 12.0, "toy": 110.0}
 
 
 def _claim(

@@ -83,7 +83,7 @@ PRESETS = {
     ),
     "toy": Config(),
 }
-SECONDS = {"smoke": 5.0, "toy": 33.0}
+SECONDS = {"smoke": 5.0, "toy": 52.0}
 TASK = PolarityTask()
 
 

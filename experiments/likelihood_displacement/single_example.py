@@ -128,7 +128,7 @@ PRESETS = {
     "lm": Config(settings=("No>no/adam", "No>Never/adam", "No>no/sgd", "Yes>No/adam", "No>Never/sgd",
                            "Yes>No/sgd", "No>Not/adam", "Sure>Yes/adam")),
 }  # fmt: skip
-SECONDS = {"smoke": 10, "toy": 75, "lm": 4200}
+SECONDS = {"smoke": 10, "toy": 90, "lm": 4200}
 
 _PAPER = "Razin et al. 2025, arXiv:2410.08847, "
 _claim = functools.partial(ClaimSpec, artefact="E1", unit="prompts")

@@ -54,7 +54,7 @@ class Config:
 
 
 PRESETS = {"smoke": Config(num_draws=4), "toy": Config()}
-SECONDS = {"smoke": 8.0, "toy": 9.0}
+SECONDS = {"smoke": 8.0, "toy": 11.0}
 
 PAPER = "Razin et al. 2025, arXiv:2410.08847, "
 IDENTITIES = {

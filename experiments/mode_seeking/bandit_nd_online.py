@@ -63,7 +63,7 @@ PRESETS = {
     ),
     "toy": Config(),
 }  # fmt: skip
-SECONDS = {"smoke": 20.0, "toy": 120.0}
+SECONDS = {"smoke": 20.0, "toy": 235.0}
 
 SWEEP, BOTH = "arXiv:2404.14367, figure 4", "arXiv:2404.14367, figure 18"
 CLAIMS = (

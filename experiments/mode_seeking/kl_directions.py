@@ -62,7 +62,7 @@ PRESETS = {
     "smoke": Config(num_seeds=2, num_draws=100, scan_steps=5, scan_rates=3, flow_steps=30),
     "toy": Config(),
 }
-SECONDS = {"smoke": 4.0, "toy": 7.0}
+SECONDS = {"smoke": 4.0, "toy": 9.0}
 
 _claim = partial(ClaimSpec, reduce="max", unit="draws")
 CLAIMS = (

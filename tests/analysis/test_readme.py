@@ -10,7 +10,7 @@ from analysis import readme
 from jaxpref import losses
 
 ROOT = Path(__file__).parent.parent.parent
-KEPT = ROOT / "results" / "reference" / "toy"
+REFERENCE = ROOT / "results" / "reference"
 
 
 def section(name: str) -> str:
@@ -18,8 +18,9 @@ def section(name: str) -> str:
     return text.split(readme.BEGIN.format(name))[1].split(readme.END.format(name))[0].strip()
 
 
-def test_the_readmes_table_of_studies_is_the_stored_one():
-    assert section("studies") == readme.stored_table(KEPT, command.figure_names())
+@pytest.mark.parametrize("name", ["studies", "single_example", "score"])
+def test_the_readmes_numbers_are_the_stored_ones(name):
+    assert section(name) == readme.sections(REFERENCE, command.figure_names())[name]
 
 
 def test_the_readmes_table_of_losses_is_the_librarys():
@@ -28,8 +29,13 @@ def test_the_readmes_table_of_losses_is_the_librarys():
 
 def test_every_claim_that_does_not_hold_stands_in_the_readme():
     text = section("studies")
-    failed = [c for c in json.loads((KEPT / "claims.json").read_text()) if not c["holds"]]
+    failed = [c for c in json.loads((REFERENCE / "toy" / "claims.json").read_text()) if not c["holds"]]
     assert all(claim["claim"] in text for claim in failed)
+
+
+def test_the_kept_files_are_small():
+    data = [path for path in REFERENCE.rglob("*") if path.suffix in (".json", ".jsonl", ".parquet")]
+    assert data and sum(path.stat().st_size for path in data) < 1_000_000
 
 
 def test_a_section_is_replaced_and_nothing_else():
