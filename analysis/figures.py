@@ -82,9 +82,18 @@ def save(figure: plt.Figure, folder: Path, name: str) -> list[Path]:
 
 
 def draw(run: Run, figures: dict[str, Draw], folder: Path) -> list[Path]:
-    """Draws and saves the named figures of one run."""
+    """Draws and saves the named figures of one run; one that is newer than the run and this code is kept."""
     paths = []
     for name, plot in figures.items():
-        with plt.rc_context(STYLE):
-            paths += save(plot(run), folder, name)
+        saved = [folder / f"{name}.png", folder / f"{name}.pdf"]
+        if not _up_to_date(saved, run):
+            with plt.rc_context(STYLE):
+                saved = save(plot(run), folder, name)
+        paths += saved
     return paths
+
+
+def _up_to_date(saved: Sequence[Path], run: Run) -> bool:
+    made_from = [*run.folder.iterdir(), *Path(__file__).parent.glob("*.py")]
+    changed = max(path.stat().st_mtime for path in made_from)
+    return all(path.exists() and path.stat().st_mtime > changed for path in saved)

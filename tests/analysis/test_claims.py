@@ -1,5 +1,6 @@
 """The table of claims shows what does not hold as plainly as what does; drawing needs no JAX."""
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from analysis import __main__ as command
 from analysis import claims, figures
-from jaxpref.results import ClaimSpec, RunId, RunWriter
+from jaxpref.results import ClaimSpec, Run, RunId, RunWriter
 
 
 @pytest.fixture
@@ -66,3 +67,20 @@ def test_the_same_figure_is_the_same_file(tmp_path):
             return [path.read_bytes() for path in figures.save(figure, folder, "f")]
 
     assert draw(tmp_path / "a") == draw(tmp_path / "b")
+
+
+def test_a_figure_is_drawn_again_only_when_its_run_is_newer(run_folder, tmp_path):
+    drawn = []
+
+    def plot(run):
+        drawn.append(run)
+        return figures.panels(1)[0]
+
+    folder = run_folder / "ranking_accuracy" / "none"
+    for _ in range(2):
+        figures.draw(Run(folder), {"f": plot}, tmp_path / "figures")
+    assert len(drawn) == 1
+    later = (tmp_path / "figures" / "f.pdf").stat().st_mtime + 10
+    os.utime(folder / "metrics.jsonl", (later, later))
+    figures.draw(Run(folder), {"f": plot}, tmp_path / "figures")
+    assert len(drawn) == 2
