@@ -123,7 +123,7 @@ def plot_profile(ax: plt.Axes, run: Run) -> None:
         place = np.arange(len(names)) + 0.4 * (shift - 0.5)
         ax.bar(place, mean, 0.38, color=color, label=label, alpha=0.85)
         ax.errorbar(place, mean, half, fmt="none", color="0.25", linewidth=0.8)
-    ax.set(xticks=range(len(names)), xticklabels=names, ylim=(0, 1.05))
+    ax.set(xticks=range(len(names)), xticklabels=names, ylim=(0, 1.25))  # room for the legend
     ax.set(xlabel="reference gap $c$ up to (nats)", ylabel="P(flipped | $c$)")
     ax.legend(loc="upper right")
 

@@ -19,6 +19,7 @@ from jax import Array
 from jaxtyping import PyTree
 from scipy.stats import spearmanr
 
+from experiments.likelihood_displacement.claims import claim
 from jaxpref import losses, train, trees
 from jaxpref.data import synthetic_topics as topics
 from jaxpref.data.synthetic_topics import TopicTask
@@ -26,7 +27,7 @@ from jaxpref.pairs import PairLengths, PairLogps, TokenPairs, TokenRows
 from jaxpref.policies import transformer
 from jaxpref.policies.transformer import TransformerConfig
 from jaxpref.probes import alignment, likelihood
-from jaxpref.results import ClaimSpec, RunWriter
+from jaxpref.results import RunWriter
 from jaxpref.theory import likelihood as theory
 
 CHES, LN_CHES, EDIT, LAST_HIDDEN, LENGTH = range(5)
@@ -91,22 +92,7 @@ PRESETS = {
 SECONDS = {"smoke": 12.0, "toy": 110.0}
 
 
-def _claim(
-    claim: str,
-    paper: str,
-    statistic: str,
-    metric: str,
-    relation: str,
-    threshold: float,
-    *,
-    reduce: str = "mean",
-    control: bool = False,
-) -> ClaimSpec:
-    return ClaimSpec(
-        claim=claim, paper=f"Razin et al. 2025, arXiv:2410.08847, {paper}", artefact="S4",
-        statistic=statistic, metric=f"summary/{metric}", relation=relation, threshold=threshold,
-        reduce=reduce, control=control,
-    )  # fmt: skip
+_claim = functools.partial(claim, artefact="S4")
 
 
 ORDER = "Spearman correlation of percentile and mean change of log p(chosen), worst seed"

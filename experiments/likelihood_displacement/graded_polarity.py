@@ -17,6 +17,7 @@ import optax
 from jax import Array
 from jaxtyping import PyTree
 
+from experiments.likelihood_displacement.claims import claim
 from jaxpref import losses, train, trees
 from jaxpref.data.synthetic_polarity import ANSWERS, PolarityTask
 from jaxpref.policies import one_token, transformer
@@ -87,22 +88,7 @@ SECONDS = {"smoke": 5.0, "toy": 52.0}
 TASK = PolarityTask()
 
 
-def _claim(
-    claim: str,
-    paper: str,
-    statistic: str,
-    metric: str,
-    relation: str,
-    threshold: float,
-    *,
-    reduce: str = "mean",
-    control: bool = False,
-) -> ClaimSpec:
-    return ClaimSpec(
-        claim=claim, paper=f"Razin et al. 2025, arXiv:2410.08847, {paper}", artefact="S3",
-        statistic=statistic, metric=f"summary/{metric}", relation=relation, threshold=threshold,
-        reduce=reduce, control=control,
-    )  # fmt: skip
+_claim = functools.partial(claim, artefact="S3")
 
 
 def _pair_claims(rate: float) -> tuple[ClaimSpec, ...]:

@@ -8,6 +8,7 @@ The claim after table 13 cannot hold: in this unembedding No and Never lie nearl
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,13 +17,14 @@ import numpy as np
 import optax
 from jax import Array
 
+from experiments.likelihood_displacement.claims import claim
 from jaxpref import losses, train
 from jaxpref.data import synthetic_polarity
 from jaxpref.data.synthetic_polarity import YES_NO_NEVER
 from jaxpref.policies import unconstrained_features as ufm
 from jaxpref.policies.unconstrained_features import PrefixPairs, UnconstrainedFeatures
 from jaxpref.probes import likelihood
-from jaxpref.results import ClaimSpec, RunWriter
+from jaxpref.results import RunWriter
 from jaxpref.theory import likelihood as theory
 
 YES, NO, NEVER = (YES_NO_NEVER.index(name) for name in ("Yes", "No", "Never"))
@@ -92,22 +94,7 @@ PRESETS = {"smoke": Config(num_draws=3), "toy": Config()}
 SECONDS = {"smoke": 3.0, "toy": 4.0}
 
 
-def _claim(
-    claim: str,
-    paper: str,
-    statistic: str,
-    metric: str,
-    relation: str,
-    threshold: float,
-    *,
-    reduce: str = "mean",
-    control: bool = False,
-) -> ClaimSpec:
-    return ClaimSpec(
-        claim=claim, paper=f"Razin et al. 2025, arXiv:2410.08847, {paper}", artefact="S2", unit="draws",
-        statistic=statistic, metric=f"summary/{metric}", relation=relation, threshold=threshold,
-        reduce=reduce, control=control,
-    )  # fmt: skip
+_claim = functools.partial(claim, artefact="S2", unit="draws")
 
 
 CLAIMS = (
