@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 from jax import Array
 from jaxtyping import Float, Int, PyTree
 
@@ -40,8 +39,3 @@ class Reward(NamedTuple):
 
     def __call__(self, responses: Int[Array, "*prompts tokens"]) -> Float[Array, "*prompts"]:
         return self.table[responses].mean(-1)
-
-
-def split_minibatches(tree: PyTree, num_minibatches: int) -> PyTree:
-    """The leading axis of every array as [minibatches, rest]."""
-    return jax.tree.map(lambda x: x.reshape(num_minibatches, -1, *x.shape[1:]), tree)
