@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -109,8 +110,11 @@ def is_finished(folder: Path, run: RunId) -> bool:
 class RunWriter:
     """Writes one run folder; see `open_run`."""
 
-    def __init__(self, folder: Path, run: RunId, provenance: Mapping[str, Any], progress=None):
-        self.folder, self.run = folder, run
+    def __init__(
+        self, folder: Path, run: RunId, provenance: Mapping[str, Any], progress=None, *, keep: bool = False
+    ):
+        """`keep` leaves the lines of an interrupted run; `forget` takes those that will be written again."""
+        self.folder, self.run, self._keep = folder, run, keep
         self._partial = partial_folder(folder)
         self._config = dataclasses.asdict(run) | {"provenance": dict(provenance), "notes": {}}
         self._progress = progress or (lambda fraction, text: None)
@@ -125,11 +129,32 @@ class RunWriter:
         partial = self._partial
         if partial.exists() and not self.run.check(partial):
             shutil.rmtree(partial)
-        (partial / "parts").mkdir(parents=True, exist_ok=True)
+        if not partial.exists():
+            self._begin()
+        (partial / "parts").mkdir(exist_ok=True)
         for stale in partial.glob("*.parquet"):
             stale.unlink()
         write_json(partial / "config.json", self._config)
-        self._metrics = (partial / "metrics.jsonl").open("w", encoding="utf-8")
+        self._metrics = (partial / "metrics.jsonl").open("a" if self._keep else "w", encoding="utf-8")
+
+    def _begin(self) -> None:
+        """Makes the folder with its config in it at once: one without is nobody's and cannot be gone on with."""
+        with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=f".{self.folder.name}.") as aside:
+            made = Path(aside) / "run"
+            made.mkdir()
+            write_json(made / "config.json", self._config)
+            os.replace(made, self._partial)
+
+    def forget(self, step: int) -> None:
+        """Drops all lines of that step and later, and a line that was cut off."""
+        self._metrics.close()
+        path = self._partial / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
+        aside = path.with_suffix(".tmp")
+        kept = [line + "\n" for line in lines if json.loads(line).get("step", step) < step]
+        aside.write_text("".join(kept), encoding="utf-8")
+        os.replace(aside, path)
+        self._metrics = path.open("a", encoding="utf-8")
 
     def write(self, metrics: Mapping[str, Any], **labels: Any) -> None:
         """One line of metrics.jsonl: labels first (`step`, `seed`, a sweep's setting), then metrics."""

@@ -1,0 +1,210 @@
+"""From a batch of pairs to the loss of each pair, and to metrics as sums that may be added in any split."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, PyTree
+
+from jaxpref import logps
+from jaxpref.losses.quantities import mean_logps
+from jaxpref.logps import TokenStatistics
+from jaxpref.pairs import PairLengths, PairLogps, PairTokenLogps, TokenPairs
+
+GAP = "reference_gap"  # nats; a check, not a metric
+Sums = dict[str, Float[Array, "2"]]  # of a metric: the weighted sum, and the weights' sum
+Forward = Callable[[PyTree, Int[Array, "rows length"]], TokenStatistics]
+
+
+class Batch(NamedTuple):
+    """Pairs with what the trainer knows of them; rows of weight 0 fill the batch and count for nothing."""
+
+    pairs: TokenPairs
+    weights: Float[Array, "pairs"]
+    row_lengths: Int[Array, "pairs 2"]  # prompt and response tokens, chosen and rejected
+
+
+class Totals(NamedTuple):
+    """Sums over the whole step, of which a batch may be a part."""
+
+    weight: Float[Array, ""]
+    row_tokens: Float[Array, ""]  # weighted, of the chosen rows, prompts included, first tokens not
+    kl: Float[Array, ""]  # KTO's estimate of KL(policy, reference), nats; 0 where no loss asks for it
+
+
+class Outputs(NamedTuple):
+    """What the policy says of a batch; whatever a loss or a metric may look at."""
+
+    chosen: TokenStatistics
+    rejected: TokenStatistics
+
+
+class LossInputs(NamedTuple):
+    """What a bound loss reads of a batch, beside the policy."""
+
+    reference: PairLogps | None
+    lengths: PairLengths
+    kl: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A loss with its modifiers, all hyperparameters bound.
+
+    losses(tokens, batch, log_sum_sq) -> [pairs]; the rest says what metrics are made with.
+    """
+
+    losses: Callable[[PairTokenLogps, LossInputs, PairLogps], Array]
+    response_logps: Callable[[PairTokenLogps], PairLogps]  # summed, or as LD-DPO weighs them
+    beta: float  # scale of rewards
+    needs_reference: bool
+    averaged: bool  # the rewards are per token (SimPO, ORPO)
+    batchwise: bool  # the loss of a pair depends on the other pairs of its step
+    prompt_nll: float = 0.0
+    mismatched: bool = False  # needs the KL estimate of mismatched rows (KTO)
+
+
+def outputs(forward: Forward, params: PyTree, pairs: TokenPairs) -> Outputs:
+    """One forward pass for both responses of every pair."""
+    rows = logps.stack_rows(pairs)
+    measured = forward(params, rows.tokens)
+    split = jax.tree.map(lambda x: jnp.split(x, 2), measured, is_leaf=lambda x: hasattr(x, "shape"))
+    return Outputs(*(TokenStatistics(*(halves[i] for halves in split)) for i in range(2)))
+
+
+def response_tokens(policy: Outputs, pairs: TokenPairs) -> PairTokenLogps:
+    """Log-probabilities of the response tokens."""
+    masks = pairs.chosen.response_mask, pairs.rejected.response_mask
+    masked = (jnp.where(mask, side.logps, 0.0) for side, mask in zip(policy, masks, strict=True))
+    return PairTokenLogps(*masked, *masks)
+
+
+def pair_losses(objective: Objective, policy: Outputs, batch: Batch, totals: Totals) -> Array:
+    """The loss of each pair, scaled so that the weighted mean over the step's pairs is the step's loss."""
+    tokens = response_tokens(policy, batch.pairs)
+    log_sum_sq = _response_means(policy, batch.pairs)
+    inputs = LossInputs(batch.pairs.reference, batch.pairs.lengths, totals.kl)
+    values = objective.losses(tokens, inputs, log_sum_sq)
+    if objective.prompt_nll:
+        values = values + objective.prompt_nll * _row_nll(policy, batch) * totals.weight / totals.row_tokens
+    return values
+
+
+def _row_nll(policy: Outputs, batch: Batch) -> Float[Array, "pairs"]:
+    """Negative log-likelihood of the chosen row, its prompt included."""
+    inside = jnp.arange(policy.chosen.logps.shape[1]) < batch.row_lengths[:, :1]
+    return -jnp.sum(jnp.where(inside, policy.chosen.logps, 0.0), axis=-1)
+
+
+def _response_means(policy: Outputs, pairs: TokenPairs) -> PairLogps:
+    """Mean over response tokens of the log of summed squared probabilities, nats."""
+    mean = lambda side, rows: (
+        jnp.sum(jnp.where(rows.response_mask, side.log_sum_sq, 0.0), -1)
+        / jnp.maximum(rows.response_mask.sum(-1), 1)
+    )
+    return PairLogps(mean(policy.chosen, pairs.chosen), mean(policy.rejected, pairs.rejected))
+
+
+def loss_sum(objective: Objective, policy: Outputs, batch: Batch, totals: Totals) -> tuple[Array, Array]:
+    """This batch's share of the step's loss, and the loss of each pair."""
+    values = pair_losses(objective, policy, batch, totals)
+    counted = jnp.where(batch.weights > 0, values * batch.weights, 0.0)
+    return jnp.sum(counted) / totals.weight, values
+
+
+def own_reference(objective: Objective, policy: Outputs, batch: Batch, at_reference: Array) -> Batch:
+    """The batch with the policy's own log-probabilities for a reference, where the policy IS the reference.
+
+    Stored reference values come from batches of other shapes and differ from these by rounding: without
+    this, the margins of step 0 would be 1e-6 where they are 0.
+    """
+    if batch.pairs.reference is None:
+        return batch
+    own = objective.response_logps(response_tokens(policy, batch.pairs))
+    chosen = lambda mine, stored: jnp.where(at_reference, jax.lax.stop_gradient(mine), stored)
+    reference = jax.tree.map(chosen, own, batch.pairs.reference)
+    return batch._replace(pairs=batch.pairs._replace(reference=reference))
+
+
+def gap_sum(objective: Objective, policy: Outputs, batch: Batch) -> Sums:
+    """How far the batch's reference is from the policy, nats: rounding, where the policy is the reference."""
+    if batch.pairs.reference is None:
+        return {}
+    own = objective.response_logps(response_tokens(policy, batch.pairs))
+    gaps = jax.tree.map(lambda mine, stored: jnp.abs(mine - stored), own, batch.pairs.reference)
+    return {GAP: _sum(gaps.chosen + gaps.rejected, batch.weights)}
+
+
+def metric_sums(objective: Objective, policy: Outputs, batch: Batch, values: Array) -> Sums:
+    """TRL's metrics by TRL's definitions, and ours, all as sums and weights.
+
+    `rewards/*` are beta times the log-ratio, or where the loss has no reference beta times the
+    log-probability, per token where the loss is (SimPO, ORPO). `logps/*` are summed over tokens always.
+    """
+    tokens = response_tokens(policy, batch.pairs)
+    whole = objective.response_logps(tokens)
+    means = mean_logps(whole, batch.pairs.lengths)
+    reference = batch.pairs.reference
+    pairs = {
+        "loss": values, "logps/chosen": whole.chosen, "logps/rejected": whole.rejected,
+        "logps/margin": whole.margin, "mean_logps/chosen": means.chosen, "mean_logps/rejected": means.rejected,
+        "ranking/accuracy": whole.margin >= 0,
+        **_reward_metrics(_rewards(objective, whole, means, reference)),
+        **(_reference_metrics(whole, reference) if reference is not None else {}),
+    }  # fmt: skip
+    sums = {name: _sum(value, batch.weights) for name, value in pairs.items()}
+    return sums | _token_sums(policy, batch)
+
+
+def _rewards(objective: Objective, whole: PairLogps, means: PairLogps, reference: PairLogps | None):
+    scores = means if objective.averaged else whole
+    if objective.needs_reference and reference is not None:
+        scores = jax.tree.map(jnp.subtract, scores, reference)
+    return jax.tree.map(lambda x: objective.beta * x, scores)
+
+
+def _reward_metrics(rewards: PairLogps) -> dict[str, Array]:
+    return {
+        "rewards/chosen": rewards.chosen,
+        "rewards/rejected": rewards.rejected,
+        "rewards/margins": rewards.margin,
+        "rewards/accuracies": rewards.chosen > rewards.rejected,  # a tie is wrong, as in TRL
+    }
+
+
+def _reference_metrics(whole: PairLogps, reference: PairLogps) -> dict[str, Array]:
+    return {
+        "logps/chosen_delta": whole.chosen - reference.chosen,
+        "logps/rejected_delta": whole.rejected - reference.rejected,
+        "displacement/frac_chosen_down": whole.chosen < reference.chosen,
+        "ranking/reference_accuracy": reference.margin >= 0,
+    }
+
+
+def _sum(values: Array, weights: Array) -> Float[Array, "2"]:
+    counted = jnp.where(weights > 0, values * weights, 0.0)  # a row that fills the batch may hold anything
+    return jnp.stack([jnp.sum(counted), jnp.sum(weights)])
+
+
+def _token_sums(policy: Outputs, batch: Batch) -> Sums:
+    """Means over response tokens; a token weighs what its pair weighs."""
+    chosen, rejected = batch.pairs.chosen.response_mask, batch.pairs.rejected.response_mask
+    weigh = lambda mask: mask * batch.weights[:, None]
+    chosen_sum = lambda values: _sum(values, weigh(chosen))
+    return {
+        "entropy": chosen_sum(policy.chosen.entropy) + _sum(policy.rejected.entropy, weigh(rejected)),
+        "mean_token_accuracy": chosen_sum(policy.chosen.top1),
+        "logits/chosen": chosen_sum(policy.chosen.mean_logit),
+        "logits/rejected": _sum(policy.rejected.mean_logit, weigh(rejected)),
+        "nll_loss": chosen_sum(-policy.chosen.logps),
+    }
+
+
+def finish(sums: Sums) -> dict[str, Array]:
+    """Weighted means; 0 where nothing was counted."""
+    return {
+        name: total[0] / jnp.maximum(total[1], jnp.finfo(jnp.float32).tiny) for name, total in sums.items()
+    }
