@@ -138,7 +138,8 @@ class RunWriter:
         self._metrics = (partial / "metrics.jsonl").open("a" if self._keep else "w", encoding="utf-8")
 
     def _begin(self) -> None:
-        """Makes the folder with its config in it at once: one without is nobody's and cannot be gone on with."""
+        """Makes the folder and its config at once: a folder without one cannot be gone on with."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=f".{self.folder.name}.") as aside:
             made = Path(aside) / "run"
             made.mkdir()

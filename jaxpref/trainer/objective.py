@@ -10,8 +10,8 @@ from jax import Array
 from jaxtyping import Float, Int, PyTree
 
 from jaxpref import logps
-from jaxpref.losses.quantities import mean_logps
 from jaxpref.logps import TokenStatistics
+from jaxpref.losses.quantities import mean_logps
 from jaxpref.pairs import PairLengths, PairLogps, PairTokenLogps, TokenPairs
 
 GAP = "reference_gap"  # nats; a check, not a metric
@@ -150,8 +150,8 @@ def metric_sums(objective: Objective, policy: Outputs, batch: Batch, values: Arr
     reference = batch.pairs.reference
     pairs = {
         "loss": values, "logps/chosen": whole.chosen, "logps/rejected": whole.rejected,
-        "logps/margin": whole.margin, "mean_logps/chosen": means.chosen, "mean_logps/rejected": means.rejected,
-        "ranking/accuracy": whole.margin >= 0,
+        "logps/margin": whole.margin, "ranking/accuracy": whole.margin >= 0,
+        "mean_logps/chosen": means.chosen, "mean_logps/rejected": means.rejected,
         **_reward_metrics(_rewards(objective, whole, means, reference)),
         **(_reference_metrics(whole, reference) if reference is not None else {}),
     }  # fmt: skip

@@ -65,7 +65,7 @@ class Snapshots:
     def _failed(self, step: int | None, error: Exception) -> SnapshotError:
         last = "none" if self.latest is None else f"that of step {self.latest}, which is whole"
         return SnapshotError(
-            f"the checkpoint of step {step} in {self.folder} could not be written ({error}); the last is {last}"
+            f"checkpoint {step} in {self.folder} could not be written ({error}); the last one is {last}"
         )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:

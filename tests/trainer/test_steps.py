@@ -99,6 +99,10 @@ def table(side):
     return np.pad(np.take_along_axis(every, ids, -1)[..., 0], ((0, 0), (1, 0)))
 
 
+def first_choice(side):
+    return scores(side).argmax(-1) == np.asarray(BATCH.pairs[side].tokens)[:, 1:]
+
+
 def inside(side):
     return np.arange(LENGTH) < BATCH.row_lengths[:, side, None]
 
@@ -128,9 +132,7 @@ def test_metrics_are_trls_definitions():
         "displacement/frac_chosen_down": mean(reward[0] < 0),
         "nll_loss": weighted_token_mean(-table(0), mask(0)),
         "logits/rejected": weighted_token_mean(np.pad(scores(1).mean(-1), ((0, 0), (1, 0))), mask(1)),
-        "mean_token_accuracy": weighted_token_mean(
-            np.pad(scores(0).argmax(-1) == np.asarray(BATCH.pairs[0].tokens)[:, 1:], ((0, 0), (1, 0))), mask(0)
-        ),
+        "mean_token_accuracy": weighted_token_mean(np.pad(first_choice(0), ((0, 0), (1, 0))), mask(0)),
         "entropy": _both_sides(entropy),
     }  # fmt: skip
     for name, value in expected.items():
