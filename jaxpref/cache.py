@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import secrets
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,3 +32,22 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Yields a new folder beside `folder` to fill; renamed to `folder` on success, removed on any error.
+
+    Raises:
+      ValueError: `folder` is there and not empty; what somebody keeps is never replaced.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} must be new or an empty folder")
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
