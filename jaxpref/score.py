@@ -37,8 +37,9 @@ EXAMPLE_PAIRS = Path(__file__).parent / "data" / "examples" / "politeness_pairs.
 SOURCES = (  # what the numbers depend on; a change anywhere else leaves finished runs finished
     "score.py", "logps.py", "pairs.py", "losses/quantities.py", "data/files.py", "data/tokenization.py",
     "data/tokenizer.py", "policies/checkpoints.py", "policies/gguf_file.py", "policies/hf_folder.py",
-    "policies/llama.py", "policies/transformer.py", "probes/gradients.py", "probes/likelihood.py",
-    "probes/ranking.py", "theory/gradients.py",
+    "policies/transformer.py", "policies/architecture.py", "policies/attention.py", "policies/layers.py",
+    "policies/rope.py", "policies/families/conversion.py", "policies/families/registry.py",
+    "probes/gradients.py", "probes/likelihood.py", "probes/ranking.py", "theory/gradients.py",
 )  # fmt: skip
 # Weighted means over pairs that a run records: the metric, and the column of pairs.parquet it is made of.
 METRICS = {
@@ -119,7 +120,7 @@ def prepare(config: Config) -> Prepared:
     file = files.read_pairs(
         config.pairs or EXAMPLE_PAIRS, skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt
     )
-    model = checkpoints.load(resolve_model(config.model), name=Path(config.model).name, remat=True)
+    model = checkpoints.load(resolve_model(config.model), name=Path(config.model).name, remat="full")
     encoded, report = _encode(file, model, config)
     run = run_id(config, model, file)
     results.is_finished(config.out, run)  # raises where the folder holds another run
@@ -214,7 +215,7 @@ def score_pair(params: PyTree, batch: TokenPairs, *, config: TransformerConfig) 
     """
     rows, lengths = logps.stack_rows(batch), batch.lengths
     hidden = transformer.hidden(params, rows.tokens, config=config)
-    scores = hidden @ transformer.unembedding(params, config=config).T
+    scores = transformer.head(params, hidden, config=config)
     tokens = logps.split_pairs(logps.next_token_logps(scores, rows), rows)
     responses = tokens.sum()
     means = mean_logps(responses, lengths)

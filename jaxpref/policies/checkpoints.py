@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from jaxpref import cache, results
 from jaxpref.data import tokenizer as tokenizers
 from jaxpref.data.tokenizer import Tokenizer
-from jaxpref.policies import gguf_file, hf_folder, llama
-from jaxpref.policies.llama import CheckpointError, Tensors
-from jaxpref.policies.transformer import TransformerConfig
+from jaxpref.policies import families, gguf_file, hf_folder
+from jaxpref.policies.architecture import TransformerConfig
+from jaxpref.policies.families import CheckpointError, Tensors
 
 __all__ = ["CheckpointError", "LanguageModel", "load"]
 
@@ -38,14 +38,14 @@ class LanguageModel:
 
 
 def load(
-    path: str | Path, *, name: str | None = None, remat: bool = False, use_cache: bool = True
+    path: str | Path, *, name: str | None = None, remat: str = "none", use_cache: bool = True
 ) -> LanguageModel:
     """The model in a GGUF file or in a Hugging Face folder, its weights as float32.
 
     Args:
       path: a `.gguf` file, or a folder with `config.json`, `*.safetensors` and `tokenizer.json`.
       name: what results call the model; the file's name if None.
-      remat: recompute each layer in the backward pass; gradients of long rows then fit in memory.
+      remat: what of each layer the backward pass computes again; gradients of long rows then fit in memory.
       use_cache: keep a GGUF file's dequantized weights in the user's cache, where they load in a second.
 
     Raises:
@@ -69,7 +69,7 @@ def _load_folder(folder: Path) -> LanguageModel:
     return LanguageModel(
         name=folder.name,
         config=config,
-        params=llama.to_params(weights, config),
+        params=families.to_params(weights, config),
         tokenizer=tokenizers.from_folder(folder),
         weights_sha256=_folder_sha256(folder),
     )
@@ -86,13 +86,13 @@ def _load_gguf(path: Path, *, use_cache: bool) -> LanguageModel:
     values = gguf_file.metadata(reader)
     config = gguf_file.config_of(values, reader)
     weights, sha256 = gguf_file.tensors(reader, config), results.file_sha256(path)
-    llama.check_shapes(weights.shapes, config)
+    families.check_shapes(weights.shapes, config)
     if use_cache:
         weights = _cached(weights, cache.cache_dir() / "dequantized" / f"{sha256}.safetensors")
     return LanguageModel(
         name=path.stem,
         config=config,
-        params=llama.to_params(weights, config),
+        params=families.to_params(weights, config),
         tokenizer=tokenizers.from_gguf(values),
         weights_sha256=sha256,
     )

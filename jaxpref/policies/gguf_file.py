@@ -8,8 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from jaxpref.policies import llama
-from jaxpref.policies.llama import CheckpointError, Tensors, layer_name
+from jaxpref.policies.families import CheckpointError, Tensors, keys
 from jaxpref.policies.transformer import TransformerConfig
 
 MOST_VALUES = 2**22  # of an array in the metadata; the largest vocabularies have a sixteenth of it
@@ -73,7 +72,7 @@ def config_of(values: dict[str, Any], reader: gguf.GGUFReader) -> TransformerCon
     """Sizes from the `llama.*` keys; embeddings are tied where the file has no `output.weight`."""
     if (architecture := values.get("general.architecture")) != "llama":
         raise CheckpointError(f"general.architecture must be llama; got {architecture!r}")
-    size, positive = functools.partial(llama.size, values), functools.partial(llama.positive, values)
+    size, positive = functools.partial(keys.size, values), functools.partial(keys.positive, values)
     heads, dim = size("llama.attention.head_count"), size("llama.embedding_length")
     head_dim = size("llama.attention.key_length", dim // heads)
     _check_rope(values, head_dim)
@@ -148,4 +147,4 @@ def _hf_name(name: str) -> str:
     block, _, rest = name.removeprefix("blk.").partition(".")
     kind, _, suffix = rest.partition(".")
     known = name.startswith("blk.") and block.isdecimal() and kind in LAYER_NAMES and suffix == "weight"
-    return layer_name(int(block), f"{LAYER_NAMES[kind]}.weight") if known else name
+    return f"model.layers.{int(block)}.{LAYER_NAMES[kind]}.weight" if known else name

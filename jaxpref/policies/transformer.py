@@ -1,9 +1,8 @@
-"""A decoder-only transformer as Llama has it: RMSNorm, RoPE, grouped heads, SwiGLU, layers scanned.
+"""A decoder-only transformer: layers scanned, every family one code path that `TransformerConfig` directs.
 
-The toys' small model and SmolLM2 are this one code path at different sizes.
+The toys' small model, SmolLM2 and Gemma are this one function of parameters at different sizes.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -13,104 +12,28 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PyTree
 
 from jaxpref import logps
+from jaxpref.logps import wide
 from jaxpref.pairs import PairLogps, PairTokenLogps, TokenPairs, TokenRows
+from jaxpref.policies import attention
+from jaxpref.policies.architecture import RopeScaling, TransformerConfig, tiny
+from jaxpref.policies.attention import Attention, Reading
+from jaxpref.policies.layers import Mlp, Norm, computing
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """Sizes of a Llama-like decoder; the field names in brackets are Hugging Face's."""
-
-    vocab: int  # [vocab_size]
-    dim: int  # [hidden_size]
-    layers: int  # [num_hidden_layers]
-    heads: int  # [num_attention_heads]
-    kv_heads: int  # [num_key_value_heads]
-    head_dim: int  # [head_dim]
-    mlp_dim: int  # [intermediate_size]
-    rope_theta: float = 10_000.0  # [rope_theta]
-    norm_eps: float = 1e-5  # [rms_norm_eps]
-    tied: bool = True  # the unembedding is the embedding [tie_word_embeddings]
-    remat: bool = False  # recompute each layer in the backward pass: less memory, a third more time
-
-    def __post_init__(self):
-        for name in ("vocab", "dim", "layers", "heads", "kv_heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads must divide heads={self.heads}; got {self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even, RoPE turns pairs; got {self.head_dim}")
-
-
-def tiny(vocab: int, *, dim: int = 64, layers: int = 2, heads: int = 4, tied: bool = True):
-    """The toys' size: a head of 16, an MLP of four times the width."""
-    return TransformerConfig(
-        vocab=vocab, dim=dim, layers=layers, heads=heads, kv_heads=heads, head_dim=dim // heads,
-        mlp_dim=4 * dim, tied=tied,
-    )  # fmt: skip
-
-
-def rope(x: Float[Array, "rows length heads head_dim"], theta: float, start: int | Array = 0):
-    """Rotary positions, the half-split convention: feature i turns with feature i + head_dim / 2."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half) / half)
-    angle = (start + jnp.arange(x.shape[1]))[:, None, None] * frequency
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-class Attention(nn.Module):
-    """Causal attention; with a `position`, of one token that follows what the cache remembers."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "rows length dim"], position: Array | None = None):
-        c, start = self.config, 0 if position is None else position
-        rows = x.reshape(-1, c.dim)  # a matrix: for 3-D inputs XLA on CPUs copies before each weight gradient
-        dense = lambda heads, name: nn.DenseGeneral((heads, c.head_dim), use_bias=False, name=name)
-        project = lambda heads, name: dense(heads, name)(rows).reshape(*x.shape[:2], heads, c.head_dim)
-        turned = lambda heads, name: rope(project(heads, name), c.rope_theta, start)
-        query, key, value = turned(c.heads, "q"), turned(c.kv_heads, "k"), project(c.kv_heads, "v")
-        mixed = self._mix(query, key, value, position)
-        merged = mixed.reshape(-1, c.heads, c.head_dim)
-        return nn.DenseGeneral(c.dim, axis=(-2, -1), use_bias=False, name="o")(merged).reshape(x.shape)
-
-    def _mix(self, query: Array, key: Array, value: Array, position: Array | None) -> Array:
-        if position is None:
-            return jax.nn.dot_product_attention(query, key, value, is_causal=True)
-        key, value = self._remember("key", key, position), self._remember("value", value, position)
-        seen = (jnp.arange(key.shape[1]) <= position)[None, None, None]
-        return jax.nn.dot_product_attention(query, key, value, mask=seen)
-
-    def _remember(self, name: str, new: Array, position: Array) -> Array:
-        """All positions' keys or values so far, the new one put in its place."""
-        cache: Any = self.variable("cache", name, lambda: None)
-        cache.value = jax.lax.dynamic_update_slice_in_dim(cache.value, new, position, axis=1)
-        return cache.value
-
-
-class Mlp(nn.Module):
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "rows length dim"]) -> Float[Array, "rows length dim"]:
-        dense = lambda features, name: nn.Dense(features, use_bias=False, name=name)
-        rows = x.reshape(-1, self.config.dim)  # a matrix, as in `Attention`
-        gated = nn.silu(dense(self.config.mlp_dim, "gate")(rows)) * dense(self.config.mlp_dim, "up")(rows)
-        return dense(self.config.dim, "down")(gated).reshape(x.shape)
+__all__ = ["RopeScaling", "TransformerConfig", "tiny"]
 
 
 class Layer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "rows length dim"], position: Array | None):
-        norm = lambda name: nn.RMSNorm(epsilon=self.config.norm_eps, name=name)
-        x = x + Attention(self.config, name="attention")(norm("attention_norm")(x), position)
-        x = x + Mlp(self.config, name="mlp")(norm("mlp_norm")(x))
-        return x, None
+    def __call__(self, x: Float[Array, "rows length dim"], reading: Reading, local: Array | None):
+        c = self.config
+        before = lambda name: Norm(c, name=f"{name}_norm") if c.norms != "after" else lambda y: y
+        after = lambda name: Norm(c, name=f"{name}_post_norm") if c.norms != "before" else lambda y: y
+        normed = before("attention")(x)
+        mixed = x + after("attention")(Attention(c, name="attention")(normed, reading, local)).astype(x.dtype)
+        raised = Mlp(c, name="mlp")(before("mlp")(x if c.parallel else mixed))
+        return mixed + after("mlp")(raised).astype(x.dtype), None
 
 
 class Decoder(nn.Module):
@@ -119,19 +42,66 @@ class Decoder(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "rows length"], position: Array | None = None):
+    def __call__(
+        self,
+        tokens: Int[Array, "rows length"],
+        mask: Bool[Array, "rows length"] | None = None,
+        slot: Int[Array, ""] | None = None,
+    ) -> Float[Array, "rows length dim"]:
+        c = self.config
+        embedding = self._matrices()
+        positions, reading = self._read(tokens, mask, slot)
+        x = computing(embedding[tokens], c)
+        if c.scaled_embedding:
+            x *= jnp.asarray(c.dim**0.5, x.dtype)  # rounded to the dtype, as in training
+        if c.positions == "learned":
+            table = self.param("position_embedding", nn.initializers.normal(0.02), (c.max_length, c.dim))
+            x += computing(table[jnp.maximum(positions, 0)], c)
+        x, _ = _scanned(c)(c, name="layers")(x, reading, _per_layer(c))
+        return Norm(c, name="final_norm")(x)
+
+    def _matrices(self) -> Float[Array, "vocab dim"]:
         c = self.config
         scale = nn.initializers.normal(c.dim**-0.5)  # at 0.02 the norms of the gradients explode
         embedding = self.param("embedding", scale, (c.vocab, c.dim))
         if not c.tied:
             self.param("unembedding", scale, (c.vocab, c.dim))
-        layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
-        scanned = nn.scan(
-            layer, variable_axes={"params": 0, "cache": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
-            length=c.layers,
-        )  # fmt: skip
-        x, _ = scanned(c, name="layers")(embedding[tokens], position)
-        return nn.RMSNorm(epsilon=c.norm_eps, name="final_norm")(x)
+        return embedding
+
+    def _read(self, tokens: Array, mask: Array | None, slot: Array | None) -> tuple[Array, Reading]:
+        """Positions of the tokens, and what all layers need to know of them."""
+        c, real = self.config, jnp.ones((1, tokens.shape[1]), bool) if mask is None else mask
+        positions = attention.real_positions(real)
+        if slot is not None:
+            positions, keys = self._remember_positions(jnp.broadcast_to(positions, tokens.shape), slot)
+            distance = attention.distances(positions, keys)
+        elif mask is None and c.attention_cap is None and (c.window is None or tokens.shape[1] <= c.window):
+            distance = None
+        else:
+            distance = attention.distances(positions, positions)
+        return positions, attention.reading(positions, distance, slot, c)
+
+    def _remember_positions(self, new: Array, slot: Array) -> tuple[Array, Array]:
+        """New positions count on from the row's last; with them, those of all slots so far."""
+        cache: Any = self.variable("cache", "positions", lambda: None)
+        first = cache.value.max(axis=1, keepdims=True) + 1
+        positions = jnp.where(new >= 0, first + new, -1).astype(cache.value.dtype)
+        cache.value = jax.lax.dynamic_update_slice_in_dim(cache.value, positions, slot, axis=1)
+        return positions, cache.value
+
+
+def _scanned(c: TransformerConfig) -> Any:
+    """All layers as one, over parameters stacked on a leading axis."""
+    policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}.get(c.remat)
+    layer: Any = Layer if c.remat == "none" else nn.remat(Layer, prevent_cse=False, policy=policy)
+    return nn.scan(
+        layer, variable_axes={"params": 0, "cache": 0}, split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0), length=c.layers,
+    )  # fmt: skip
+
+
+def _per_layer(c: TransformerConfig) -> Array | None:
+    return None if c.local is None else jnp.asarray(c.local)
 
 
 def init(key: Array, config: TransformerConfig) -> PyTree:
@@ -139,9 +109,27 @@ def init(key: Array, config: TransformerConfig) -> PyTree:
     return Decoder(config).init(key, jnp.zeros((1, 1), int))["params"]
 
 
-def hidden(params: PyTree, tokens: Int[Array, "rows length"], *, config: TransformerConfig):
-    """Hidden states after the final norm, [rows, length, dim]."""
-    return Decoder(config).apply({"params": params}, tokens)
+def hidden(
+    params: PyTree,
+    tokens: Int[Array, "rows length"],
+    *,
+    config: TransformerConfig,
+    mask: Bool[Array, "rows length"] | None = None,
+) -> Float[Array, "rows length dim"]:
+    """Hidden states after the final norm.
+
+    Args:
+      mask: True on real tokens, if padding stands on the left; on the right it needs no mask, for no
+        token sees what follows it. Positions count real tokens. The states of padding mean nothing.
+    """
+    _check_length(tokens.shape[1], config)
+    states: Any = Decoder(config).apply({"params": params}, tokens, mask)
+    return states
+
+
+def _check_length(length: int, config: TransformerConfig) -> None:
+    if config.positions == "learned" and length > config.max_length:
+        raise ValueError(f"length must be at most max_length={config.max_length} tokens; got {length}")
 
 
 def unembedding(params: PyTree, *, config: TransformerConfig) -> Float[Array, "vocab dim"]:
@@ -149,9 +137,23 @@ def unembedding(params: PyTree, *, config: TransformerConfig) -> Float[Array, "v
     return params["embedding" if config.tied else "unembedding"]
 
 
-def logits(params: PyTree, tokens: Int[Array, "rows length"], *, config: TransformerConfig):
-    """Unnormalized scores of the next token at every position, [rows, length, vocab]."""
-    return hidden(params, tokens, config=config) @ unembedding(params, config=config).T
+def head(params: PyTree, hidden: Float[Array, "*rows dim"], *, config: TransformerConfig):
+    """Unnormalized scores of the next token, [*rows, vocab], float32 or wider."""
+    states, rows = computing(hidden, config), computing(unembedding(params, config=config), config)
+    scores = jnp.matmul(states, rows.T, preferred_element_type=jnp.result_type(wide(states), wide(rows)))
+    cap = config.logit_cap
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
+def logits(
+    params: PyTree,
+    tokens: Int[Array, "rows length"],
+    *,
+    config: TransformerConfig,
+    mask: Bool[Array, "rows length"] | None = None,
+) -> Float[Array, "rows length vocab"]:
+    """Unnormalized scores of the next token at every position; `mask` as in `hidden`."""
+    return head(params, hidden(params, tokens, config=config, mask=mask), config=config)
 
 
 def next_token_logits(
@@ -162,29 +164,66 @@ def next_token_logits(
     config: TransformerConfig,
 ) -> Float[Array, "rows vocab"]:
     """Unnormalized scores of the token after `positions`, one position a row: the head sees no other."""
-    states = hidden(params, tokens, config=config)
-    last = jnp.take_along_axis(states, positions[:, None, None], axis=1)[:, 0]
-    return last @ unembedding(params, config=config).T
+    return head(params, _at(hidden(params, tokens, config=config), positions), config=config)
+
+
+def _at(states: Float[Array, "rows length dim"], positions: Int[Array, "rows"]) -> Float[Array, "rows dim"]:
+    return jnp.take_along_axis(states, positions[:, None, None], axis=1)[:, 0]
 
 
 def empty_cache(rows: int, length: int, *, config: TransformerConfig) -> PyTree:
     """Keys and values of every layer for rows of up to `length` tokens, none read yet."""
-    zeros = jnp.zeros((config.layers, rows, length, config.kv_heads, config.head_dim))
-    return {"layers": {"attention": {"key": zeros, "value": zeros}}}
+    _check_length(length, config)
+    shape = (config.layers, rows, length, config.kv_heads, config.head_dim)
+    zeros = computing(jnp.zeros(shape), config)
+    positions = jnp.full((rows, length), -1)  # of the token in each slot; -1 is none, or padding
+    return {"positions": positions, "layers": {"attention": {"key": zeros, "value": zeros}}}
+
+
+def prefill(
+    params: PyTree,
+    tokens: Int[Array, "rows prompt"],
+    mask: Bool[Array, "rows prompt"] | None = None,
+    *,
+    config: TransformerConfig,
+    length: int,
+) -> tuple[Float[Array, "rows vocab"], PyTree]:
+    """Reads whole prompts: scores of the token after each, and the cache, `length` slots a row.
+
+    Prompts may be padded on the left or, so that the rows stay in step, on the right: the next token
+    goes to slot `prompt` for `decode` either way, and its position follows the row's last real token.
+    """
+    rows, prompt = tokens.shape
+    mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+    cache = empty_cache(rows, length, config=config)
+    states, cache = _read_on(params, cache, tokens, mask, jnp.asarray(0), config)
+    last = jnp.argmax(cache["positions"][:, :prompt], axis=1)
+    return head(params, _at(states, last), config=config), cache
 
 
 def decode(
     params: PyTree,
     cache: PyTree,
     tokens: Int[Array, "rows"],
-    position: Int[Array, ""],
+    slot: Int[Array, ""],
     *,
     config: TransformerConfig,
+    mask: Bool[Array, "rows"] | None = None,
 ) -> tuple[Float[Array, "rows vocab"], PyTree]:
-    """Scores of the token after `position`, where `tokens` stand, and the cache with them added."""
+    """Scores of the token after `slot`, into which `tokens` go, and the cache with them added.
+
+    Slots are filled in order. A token's position is the number of real tokens before it; where `mask`
+    is False a row's token is padding, which nothing will see.
+    """
+    mask = None if mask is None else mask[:, None]
+    states, cache = _read_on(params, cache, tokens[:, None], mask, slot, config)
+    return head(params, states[:, 0], config=config), cache
+
+
+def _read_on(params, cache, tokens, mask, slot, config) -> tuple[Array, PyTree]:
     variables = {"params": params, "cache": cache}
-    states, changed = Decoder(config).apply(variables, tokens[:, None], position, mutable=["cache"])
-    return states[:, 0] @ unembedding(params, config=config).T, changed["cache"]
+    states, changed = Decoder(config).apply(variables, tokens, mask, slot, mutable=["cache"])
+    return states, changed["cache"]
 
 
 def row_token_logps(params: PyTree, rows: TokenRows, *, config: TransformerConfig):

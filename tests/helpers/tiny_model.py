@@ -9,7 +9,7 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers
 
-from jaxpref.policies import hf_folder, llama
+from jaxpref.policies import families
 from jaxpref.policies.transformer import TransformerConfig
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -38,7 +38,7 @@ def random_weights(config: TransformerConfig = CONFIG, seed: int = 0) -> dict[st
     """By Hugging Face name, float32."""
     rng = np.random.default_rng(seed)
     draw = lambda shape: (0.2 * rng.standard_normal(shape) + (len(shape) == 1)).astype(np.float32)
-    return {name: draw(shape) for name, shape in llama.expected_shapes(config).items()}
+    return {name: draw(shape) for name, shape in families.expected_shapes(config).items()}
 
 
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -117,7 +117,7 @@ def write_folder(
 ) -> Path:
     """A Hugging Face folder, its weights dealt out to `shards` files."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(hf_folder.config_json(config)), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(families.config_json(config)), encoding="utf-8")
     backend = tokenizers.Tokenizer(
         models.BPE({token: i for i, token in enumerate(VOCAB)}, [tuple(m.split(" ")) for m in MERGES])
     )

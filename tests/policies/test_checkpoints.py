@@ -12,7 +12,7 @@ import pytest
 import tiny_model
 from safetensors.numpy import save_file
 
-from jaxpref.policies import checkpoints, hf_folder, llama, transformer
+from jaxpref.policies import checkpoints, families, hf_folder, transformer
 from jaxpref.policies.checkpoints import CheckpointError
 
 UNTIED = dataclasses.replace(tiny_model.CONFIG, tied=False)
@@ -24,7 +24,7 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def as_written(params, config) -> dict[str, np.ndarray]:
-    return dict(llama.from_params(params, config))
+    return dict(families.from_params(params, config))
 
 
 @pytest.mark.parametrize("config", [tiny_model.CONFIG, UNTIED], ids=["tied", "untied"])
@@ -196,7 +196,7 @@ WRONG_CONFIGS = {
 @pytest.mark.parametrize("key", WRONG_CONFIGS)
 def test_configs_of_other_models_are_refused(tmp_path, key):
     folder = tiny_model.write_folder(tmp_path, tiny_model.random_weights(), tiny_model.CONFIG)
-    values = hf_folder.config_json(tiny_model.CONFIG) | {key: WRONG_CONFIGS[key]}
+    values = families.config_json(tiny_model.CONFIG) | {key: WRONG_CONFIGS[key]}
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError):
         checkpoints.load(folder)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxpref import fetch
-from jaxpref.policies import checkpoints, hf_folder, llama, transformer
+from jaxpref.policies import checkpoints, families, transformer
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="parity extra not installed")
@@ -30,13 +30,13 @@ def model():
 @pytest.fixture(scope="module")
 def twin(model):
     """transformers' model with our weights copied in."""
-    config = transformers.LlamaConfig(**hf_folder.config_json(model.config))
+    config = transformers.LlamaConfig(**families.config_json(model.config))
     with torch.device("meta"):
         twin = transformers.LlamaForCausalLM(config)
     twin = twin.to_empty(device="cpu").float()
     weights = {
         name: torch.from_numpy(np.array(array))
-        for name, array in llama.from_params(model.params, model.config)
+        for name, array in families.from_params(model.params, model.config)
     }
     missing, unexpected = twin.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])

@@ -1,0 +1,79 @@
+"""Dense, norm and MLP, of which every family's decoder is made."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jaxpref.logps import wide
+from jaxpref.policies.architecture import TransformerConfig
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
+
+
+def computing(x: Array, config: TransformerConfig) -> Array:
+    """In the dtype of products: bfloat16 if the config says so, else float32 or wider."""
+    return wide(x) if config.dtype == "float32" else x.astype(config.dtype)
+
+
+class Dense(nn.Module):
+    """x W, plus a bias where the config names this layer, plus a LoRA adapter where the params hold one."""
+
+    config: TransformerConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "rows length inputs"]) -> Float[Array, "rows length features"]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        rows = computing(x.reshape(-1, x.shape[-1]), self.config)  # for 3-D inputs XLA on CPUs copies
+        y = rows @ computing(kernel, self.config)  # before each weight gradient: hence a matrix
+        if self.name in self.config.biases:
+            y += computing(self.param("bias", nn.initializers.zeros, (self.features,)), self.config)
+        if self.has_variable("params", "lora_a"):  # put there by `lora.attach`, its scale in lora_b
+            first, second = self._adapter()
+            y += rows @ computing(first, self.config) @ computing(second, self.config)
+        return y.reshape(*x.shape[:-1], self.features)
+
+    def _adapter(self) -> tuple[Array, Array]:
+        values: Any = self.variables["params"]
+        return values["lora_a"], values["lora_b"]
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis, float32 or wider whatever comes in."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
+        x, kind = wide(x), self.config.norm
+        if kind in ("layer", "plain_layer"):
+            x = x - x.mean(-1, keepdims=True)
+        # A square, and one factor for x: of `x * x` and two factors XLA's CPU compiler (jaxlib 0.10.2) made a
+        # wrong backward pass under vmap, of gradients 20 % off; tests/probes/test_gradients.py would see it.
+        inverse = jax.lax.rsqrt(jnp.mean(jax.lax.square(x), -1, keepdims=True) + self.config.norm_eps)
+        if kind == "plain_layer":
+            return x * inverse
+        start = nn.initializers.zeros if kind == "rms_plus_one" else nn.initializers.ones
+        scale = wide(self.param("scale", start, x.shape[-1:])) + (kind == "rms_plus_one")
+        bias = wide(self.param("bias", nn.initializers.zeros, x.shape[-1:])) if kind == "layer" else 0.0
+        return x * (inverse * scale) + bias
+
+
+class Mlp(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "rows length dim"]) -> Float[Array, "rows length dim"]:
+        c, activation = self.config, ACTIVATIONS[self.config.activation]
+        up = Dense(c, c.mlp_dim, name="up")(x)
+        raised = activation(Dense(c, c.mlp_dim, name="gate")(x)) * up if c.gated else activation(up)
+        return Dense(c, c.dim, name="down")(raised)
