@@ -6,9 +6,17 @@ from jaxpref.losses.ablations import (
     ratio_unlikelihood_loss,
     unlikelihood_nsr_loss,
 )
+from jaxpref.losses.contrastive import (
+    cpo_hinge_loss,
+    cpo_ipo_loss,
+    cpo_sigmoid_loss,
+    cpo_simpo_loss,
+)
 from jaxpref.losses.likelihood import rpo_iter_loss, rpo_reg_loss, sft_loss, unlikelihood_loss
+from jaxpref.losses.modifiers import weighted_sum
 from jaxpref.losses.pairwise import (
     cdpo_loss,
+    discopop_loss,
     dpo_hinge_loss,
     dpo_loss,
     dpop_loss,
@@ -20,9 +28,11 @@ from jaxpref.losses.pairwise import (
     sigmoid_norm_loss,
 )
 from jaxpref.losses.reference_free import (
+    alphapo_loss,
     cpo_loss,
     cpo_sum_loss,
     odds_loss,
+    odds_ratio_loss,
     orpo_loss,
     rrhf_loss,
     simpo_loss,
@@ -41,23 +51,31 @@ from jaxpref.losses.sampled_table import SAMPLED_LOSSES, bind_sampled, get_sampl
 from jaxpref.losses.separable import (
     apo_down_loss,
     apo_zero_loss,
+    apo_zero_unpaired_loss,
     bco_loss,
     bco_pair_loss,
     kto_loss,
     kto_pair_loss,
+    kto_unpaired_loss,
     nca_pair_loss,
     sppo_hard_loss,
 )
-from jaxpref.losses.table import LOSSES, Objective, bind, get, listing, markdown_table
+from jaxpref.losses.table import LOSSES, BoundLoss, Objective, bind, get, listing, markdown_table
+from jaxpref.losses.transport import aot_loss, aot_unpaired_loss
 from jaxpref.losses.weights import GradientWeights, gradient_weights
 
 __all__ = [
     "LOSSES",
     "SAMPLED_LOSSES",
+    "BoundLoss",
     "GradientWeights",
     "Objective",
+    "alphapo_loss",
+    "aot_loss",
+    "aot_unpaired_loss",
     "apo_down_loss",
     "apo_zero_loss",
+    "apo_zero_unpaired_loss",
     "bco_loss",
     "bco_pair_loss",
     "best_of_n_loss",
@@ -65,8 +83,13 @@ __all__ = [
     "bind",
     "bind_sampled",
     "cdpo_loss",
+    "cpo_hinge_loss",
+    "cpo_ipo_loss",
     "cpo_loss",
+    "cpo_sigmoid_loss",
+    "cpo_simpo_loss",
     "cpo_sum_loss",
+    "discopop_loss",
     "dpo_all_pairs_loss",
     "dpo_hinge_loss",
     "dpo_loss",
@@ -81,10 +104,12 @@ __all__ = [
     "ipo_nsr_loss",
     "kto_loss",
     "kto_pair_loss",
+    "kto_unpaired_loss",
     "listing",
     "markdown_table",
     "nca_pair_loss",
     "odds_loss",
+    "odds_ratio_loss",
     "orpo_loss",
     "ppo_clip_loss",
     "r_dpo_len_loss",
@@ -103,4 +128,5 @@ __all__ = [
     "sppo_hard_loss",
     "unlikelihood_loss",
     "unlikelihood_nsr_loss",
+    "weighted_sum",
 ]

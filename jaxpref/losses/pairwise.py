@@ -6,7 +6,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxpref.losses.hyperparameters import FlipRate, Fraction, NonNegative, Positive, Real
-from jaxpref.losses.quantities import logratios, mean_logps
+from jaxpref.losses.quantities import LARGEST_EXPONENT, capped, logratios, mean_logps, smoothed
 from jaxpref.pairs import PairLengths, PairLogps
 
 
@@ -43,8 +43,7 @@ def cdpo_loss(
 
     References: Mitchell 2023, a note on DPO with noisy preferences, beside arXiv:2305.18290.
     """
-    z = beta * (policy.margin - reference.margin)
-    return (1 - eps) * jax.nn.softplus(-z) + eps * jax.nn.softplus(z)
+    return smoothed(beta * (policy.margin - reference.margin), eps)
 
 
 def rdpo_loss(
@@ -212,3 +211,25 @@ def dpop_loss(
     """
     ratio = logratios(policy, reference)
     return -jax.nn.log_sigmoid(beta * (ratio.margin - lam * jax.nn.relu(-ratio.chosen)))
+
+
+def discopop_loss(
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.05, tau: Positive = 0.05
+) -> Float[Array, "pairs"]:
+    """Discovered preference optimization: (1 - q) softplus(-z) + q exp(-z), q = sigma(z / tau), z = beta h.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: weight of the implicit KL penalty, > 0. TRL uses 0.1.
+      tau: how sharply the blend goes from the logistic to the exponential loss, > 0.
+
+    Returns:
+      Loss of each pair, [pairs], nats; not convex near z = 0, where small tau pushes the margin DOWN.
+      q exp(-z) is one exponential here: TRL's product of both is 0 times infinity below z = -89.
+
+    References: Lu et al. 2024, arXiv:2406.08414, eq. 5, "LRML"; TRL `discopop`.
+    """
+    z = beta * (policy.margin - reference.margin)
+    exponential = jnp.exp(capped(jax.nn.log_sigmoid(z / tau) - z, LARGEST_EXPONENT))
+    return jax.nn.sigmoid(-z / tau) * jax.nn.softplus(-z) + exponential

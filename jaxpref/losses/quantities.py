@@ -5,9 +5,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from jaxpref.losses.hyperparameters import Scalar
 from jaxpref.pairs import PairLengths, PairLogps
 
 LARGEST_LOGP = -1e-7  # about the float32 spacing at probability 1
+LARGEST_EXPONENT = 80.0  # e^80 and a product with a few hundred are still float32; TRL's number, too
 
 
 def logratios(policy: PairLogps, reference: PairLogps) -> PairLogps:
@@ -23,17 +25,48 @@ def mean_logps(policy: PairLogps, lengths: PairLengths) -> PairLogps:
     )
 
 
+def smoothed(z: Float[Array, "*shape"], eps: Scalar) -> Float[Array, "*shape"]:
+    """Cross-entropy of sigma(z) against the label 1 - eps: eps is the assumed share of flipped labels."""
+    return (1 - eps) * jax.nn.softplus(-z) + eps * jax.nn.softplus(z)
+
+
+def capped(x: Float[Array, "*shape"], largest: float) -> Float[Array, "*shape"]:
+    """x where it is below `largest`, `largest` elsewhere, with slope 1 throughout.
+
+    A function with a pole or an overflow ahead goes on with the value and the slope it has at the cap, so
+    that what lies beyond is still pushed; a slope cut to 0 would leave it there.
+    """
+    return x + jax.lax.stop_gradient(jnp.minimum(x, largest) - x)
+
+
 def log1mexp(logps: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(1 - p) from log p, nats: finite, with finite slope, up to p = 1 and beyond by rounding.
 
-    The slope -p / (1 - p) has a pole at p = 1. Value and slope are those at `LARGEST_LOGP` from there
-    on. The slope is not cut to 0: a softmax's own derivative carries the factor 1 - p that meets it, so
-    a rejected response at p = 1 is still pushed down.
+    The slope -p / (1 - p) has a pole at p = 1; `capped` before it. A softmax's own derivative carries the
+    factor 1 - p that meets the slope, so a rejected response at p = 1 is still pushed down.
     """
-    capped = logps + jax.lax.stop_gradient(jnp.minimum(logps, LARGEST_LOGP) - logps)
-    return jnp.log(-jnp.expm1(capped))
+    return jnp.log(-jnp.expm1(capped(logps, LARGEST_LOGP)))
 
 
 def log_odds(logps: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(p / (1 - p)) from log p, nats."""
     return logps - log1mexp(logps)
+
+
+def power_rewards(scores: PairLogps, alpha: Scalar) -> PairLogps:
+    """AlphaPO's rewards (1 - p^-alpha) / alpha of both responses, [pairs]; log p itself at alpha = 0.
+
+    Args:
+      scores: log p of both responses, [pairs], nats; per token, or p^-alpha is beyond all bounds.
+      alpha: shape of the reward; above 0, improbable responses weigh more. Exponents end at
+        `LARGEST_EXPONENT`.
+
+    References: Gupta et al. 2025, arXiv:2501.03884.
+    """
+    divisor = jnp.where(alpha == 0, 1.0, alpha)
+
+    def reward(logps: Array) -> Array:
+        powered = -jnp.expm1(capped(-alpha * logps, LARGEST_EXPONENT)) / divisor
+        return jnp.where(alpha == 0, logps, powered)
+
+    return PairLogps(reward(scores.chosen), reward(scores.rejected))

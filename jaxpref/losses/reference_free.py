@@ -5,7 +5,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxpref.losses.hyperparameters import NonNegative, Positive, Real
-from jaxpref.losses.quantities import log_odds, mean_logps
+from jaxpref.losses.quantities import log_odds, mean_logps, power_rewards
 from jaxpref.pairs import PairLengths, PairLogps
 
 
@@ -28,13 +28,39 @@ def simpo_loss(
     return -jax.nn.log_sigmoid(beta * mean_logps(policy, lengths).margin - gamma)
 
 
+def alphapo_loss(
+    policy: PairLogps,
+    lengths: PairLengths,
+    *,
+    beta: Positive = 2.5,
+    gamma: Real = 0.1,
+    alpha: Real = 0.25,
+) -> Float[Array, "pairs"]:
+    """SimPO with a bent reward: -log sigma(beta (rho_w - rho_l) - gamma), rho = (1 - p^-alpha) / alpha.
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats; p = exp(lp / |y|).
+      lengths: response tokens, [pairs].
+      beta: scale of the reward, > 0.
+      gamma: target reward margin, nats.
+      alpha: shape of the reward; 0 is SimPO, -1 a reward in p, above 0 improbable responses weigh more.
+
+    Returns:
+      Loss of each pair, [pairs], nats; p^-alpha ends at e^80.
+
+    References: Gupta et al. 2025, arXiv:2501.03884; TRL `alphapo`, with its recipe's defaults.
+    """
+    rewards = power_rewards(mean_logps(policy, lengths), alpha)
+    return -jax.nn.log_sigmoid(beta * rewards.margin - gamma)
+
+
 def cpo_loss(
     policy: PairLogps, lengths: PairLengths, *, beta: Positive = 0.1, alpha: NonNegative = 1.0
 ) -> Float[Array, "pairs"]:
     """Contrastive preference optimization: -log sigma(beta m) - alpha lp_w/|y_w|, m = policy margin.
 
-    The likelihood term is the response's own token mean. TRL's is the mean over all chosen tokens of
-    the batch: the same where lengths are equal, heavier on long responses elsewhere.
+    The likelihood term is the response's own token mean. TRL's, `cpo_sigmoid_loss`, is the mean over all
+    chosen tokens of the batch: the same where lengths are equal, heavier on long responses elsewhere.
 
     Args:
       policy: under the policy in training, summed over tokens, [pairs], nats.
@@ -45,7 +71,7 @@ def cpo_loss(
     Returns:
       Loss of each pair, [pairs], nats.
 
-    References: Xu et al. 2024, arXiv:2401.08417; TRL `CPOTrainer`, `sigmoid` with `cpo_alpha`.
+    References: Xu et al. 2024, arXiv:2401.08417. TRL's is `cpo_sigmoid_loss`.
     """
     likelihood = mean_logps(policy, lengths).chosen
     return -jax.nn.log_sigmoid(beta * policy.margin) - alpha * likelihood
@@ -123,6 +149,27 @@ def orpo_loss(policy: PairLogps, lengths: PairLengths, *, lam: NonNegative = 0.1
     means = mean_logps(policy, lengths)
     log_odds_ratio = log_odds(means.chosen) - log_odds(means.rejected)
     return -means.chosen - lam * jax.nn.log_sigmoid(log_odds_ratio)
+
+
+def odds_ratio_loss(
+    policy: PairLogps, lengths: PairLengths, *, beta: Positive = 0.1
+) -> Float[Array, "pairs"]:
+    """ORPO without its likelihood: -beta log sigma(lo_w - lo_l), lo = log(p / (1 - p)), p = exp(lp / |y|).
+
+    TRL adds the likelihood of whole chosen rows, prompts included, averaged over all tokens of the batch.
+
+    Args:
+      policy: under the policy in training, summed over tokens, [pairs], nats.
+      lengths: response tokens, [pairs].
+      beta: the paper's lambda, weight of the odds term, > 0.
+
+    Returns:
+      Loss of each pair, [pairs], nats; value and gradient finite at log-probability 0, where TRL's are not.
+
+    References: Hong et al. 2024, arXiv:2403.07691, eq. 7; TRL `ORPOTrainer.odds_ratio_loss`.
+    """
+    means = mean_logps(policy, lengths)
+    return -beta * jax.nn.log_sigmoid(log_odds(means.chosen) - log_odds(means.rejected))
 
 
 def odds_loss(policy: PairLogps) -> Float[Array, "pairs"]:

@@ -65,13 +65,42 @@ def kto_loss(
     Returns:
       Loss of each pair, both terms added, [pairs]; in (0, lambda_D + lambda_U), no unit.
 
-    References: Ethayarajh et al. 2024, arXiv:2402.01306; TRL `KTOTrainer`, which takes unpaired data.
+    References: Ethayarajh et al. 2024, arXiv:2402.01306. TRL's mean over responses is `kto_unpaired_loss`.
     """
     offset = jax.lax.stop_gradient(beta * jnp.maximum(kl, 0.0))
     reward = rewards(policy, reference, beta)
     desirable = desirable_weight * jax.nn.sigmoid(offset - reward.chosen)
     undesirable = undesirable_weight * jax.nn.sigmoid(reward.rejected - offset)
     return desirable + undesirable
+
+
+def kto_unpaired_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: Positive = 0.1,
+    kl: Real = 0.0,
+    desirable_weight: NonNegative = 1.0,
+    undesirable_weight: NonNegative = 1.0,
+) -> Float[Array, "pairs"]:
+    """KTO with each response an example of its own: half of `kto_loss`, the mean of a pair's two terms.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: scale of the reward, > 0.
+      kl: estimate of KL(policy, reference), nats; detached, and 0 where negative. TRL's: the mean
+        log-ratio of responses behind the prompts of other rows.
+      desirable_weight: lambda_D, >= 0.
+      undesirable_weight: lambda_U, >= 0.
+
+    Returns:
+      Loss of each pair, the mean of both terms, [pairs]; in (0, (lambda_D + lambda_U) / 2), no unit.
+
+    References: Ethayarajh et al. 2024, arXiv:2402.01306; TRL `KTOTrainer` on a pair's two rows.
+    """
+    weights = dict(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+    return kto_loss(policy, reference, beta=beta, kl=kl, **weights) / 2
 
 
 def kto_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Float[Array, "pairs"]:
@@ -181,6 +210,32 @@ def apo_zero_loss(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0
     """
     reward = rewards(policy, reference, beta)
     return jax.nn.sigmoid(-reward.chosen) + jax.nn.sigmoid(reward.rejected)
+
+
+def apo_zero_unpaired_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: Positive = 0.1,
+    desirable_weight: NonNegative = 1.0,
+    undesirable_weight: NonNegative = 1.0,
+) -> Float[Array, "pairs"]:
+    """APO-zero with each response an example of its own: (lambda_D sigma(-r_w) + lambda_U sigma(r_l)) / 2.
+
+    Args:
+      policy: under the policy in training, [pairs], nats.
+      reference: under the frozen reference, [pairs], nats.
+      beta: scale of the reward r = beta a, > 0.
+      desirable_weight: lambda_D, >= 0.
+      undesirable_weight: lambda_U, >= 0.
+
+    Returns:
+      Loss of each pair, the mean of both terms, [pairs]; in (0, (lambda_D + lambda_U) / 2), no unit.
+
+    References: D'Oosterlinck et al. 2024, arXiv:2408.06266; TRL `apo_zero_unpaired`.
+    """
+    weights = dict(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+    return kto_unpaired_loss(policy, reference, beta=beta, kl=0.0, **weights)
 
 
 def apo_down_loss(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Float[Array, "pairs"]:

@@ -4,15 +4,32 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from jax import Array
 
-from jaxpref.losses import ablations, likelihood, pairwise, reference_free, separable
+from jaxpref.losses import (
+    ablations,
+    contrastive,
+    likelihood,
+    pairwise,
+    reference_free,
+    separable,
+    transport,
+)
 from jaxpref.losses.hyperparameters import Range, check
 from jaxpref.pairs import PairLogps, PairTokenLogps
 
-BoundLoss = Callable[[PairLogps | PairTokenLogps, Any], Array]
+
+@typing.runtime_checkable
+class BoundLoss(Protocol):
+    """`loss_fn(policy, batch) -> [pairs]`, and what it needs of both."""
+
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def batchwise(self) -> bool: ...
+    def __call__(self, policy: PairLogps | PairTokenLogps, batch: Any) -> Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +41,10 @@ class Objective:
     paper: str
     arxiv: str  # empty where there is none
     where: str  # equation of the paper, or the loss type of a released trainer
+    # The loss of a pair depends on the other pairs of its batch.
+    batchwise: bool = dataclasses.field(default=False, kw_only=True)
+    # The reward is beta times the log-probability PER TOKEN.
+    averaged: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     def key(self) -> str:
@@ -42,6 +63,11 @@ class Objective:
         """Default value of each hyperparameter."""
         keyword_only = inspect.Parameter.KEYWORD_ONLY
         return {name: p.default for name, p in self._parameters.items() if p.kind is keyword_only}
+
+    @property
+    def scale(self) -> str | None:
+        """The hyperparameter that is TRL's `beta`, the scale of its rewards; None where there is none."""
+        return next((name for name in ("beta", "tau") if name in self.hyperparameters), None)
 
     @property
     def ranges(self) -> dict[str, Range]:
@@ -90,11 +116,29 @@ LOSSES: dict[str, Objective] = _by_key(
         "2411.15124",
         "TRL `sigmoid_norm`",
     ),
+    Objective(pairwise.discopop_loss, "DiscoPOP", "Lu et al. 2024", "2406.08414", "eq. 5; TRL `discopop`"),
     Objective(pairwise.dpop_loss, "DPO-positive (Smaug)", "Pal et al. 2024", "2402.13228", "loss of DPOP"),
-    Objective(reference_free.simpo_loss, "SimPO", "Meng et al. 2024", "2405.14734", "eq. 6"),
     Objective(
-        reference_free.cpo_loss, "CPO, mean likelihood", "Xu et al. 2024", "2401.08417", "TRL `CPOTrainer`"
+        transport.aot_loss, "AOT, paired", "Melnyk et al. 2024", "2406.05882", "TRL `aot`", batchwise=True
     ),
+    Objective(
+        transport.aot_unpaired_loss,
+        "AOT, unpaired",
+        "Melnyk et al. 2024",
+        "2406.05882",
+        "TRL `aot_unpaired`",
+        batchwise=True,
+    ),
+    Objective(reference_free.simpo_loss, "SimPO", "Meng et al. 2024", "2405.14734", "eq. 6", averaged=True),
+    Objective(
+        reference_free.alphapo_loss,
+        "AlphaPO",
+        "Gupta et al. 2025",
+        "2501.03884",
+        "TRL `alphapo`",
+        averaged=True,
+    ),
+    Objective(reference_free.cpo_loss, "CPO, mean likelihood", "Xu et al. 2024", "2401.08417", "eq. 5"),
     Objective(
         reference_free.cpo_sum_loss,
         "CPO, summed likelihood",
@@ -102,9 +146,51 @@ LOSSES: dict[str, Objective] = _by_key(
         "2401.08417",
         "2410.13828 table 2",
     ),
+    Objective(
+        contrastive.cpo_sigmoid_loss,
+        "CPO, batch likelihood",
+        "Xu et al. 2024",
+        "2401.08417",
+        "TRL `CPOTrainer`, `sigmoid`",
+        batchwise=True,
+    ),
+    Objective(
+        contrastive.cpo_hinge_loss,
+        "CPO, hinge",
+        "Xu et al. 2024",
+        "2401.08417",
+        "TRL `CPOTrainer`, `hinge`",
+        batchwise=True,
+    ),
+    Objective(
+        contrastive.cpo_ipo_loss,
+        "CPO, squared per token",
+        "Xu et al. 2024",
+        "2401.08417",
+        "TRL `CPOTrainer`, `ipo`",
+        batchwise=True,
+        averaged=True,
+    ),
+    Objective(
+        contrastive.cpo_simpo_loss,
+        "CPO-SimPO",
+        "Xu et al. 2024",
+        "2401.08417",
+        "TRL `CPOTrainer`, `simpo`",
+        batchwise=True,
+        averaged=True,
+    ),
     Objective(reference_free.slic_hf_loss, "SLiC-HF", "Zhao et al. 2023", "2305.10425", "2410.13828 table 2"),
     Objective(reference_free.rrhf_loss, "RRHF", "Yuan et al. 2023", "2304.05302", "rank loss + SFT loss"),
-    Objective(reference_free.orpo_loss, "ORPO", "Hong et al. 2024", "2403.07691", "eqs. 6, 7"),
+    Objective(reference_free.orpo_loss, "ORPO", "Hong et al. 2024", "2403.07691", "eqs. 6, 7", averaged=True),
+    Objective(
+        reference_free.odds_ratio_loss,
+        "ORPO's odds term",
+        "Hong et al. 2024",
+        "2403.07691",
+        "eq. 7; TRL `ORPOTrainer`",
+        averaged=True,
+    ),
     Objective(
         reference_free.odds_loss,
         "plain odds ratio",
@@ -115,26 +201,50 @@ LOSSES: dict[str, Objective] = _by_key(
     Objective(
         separable.sppo_hard_loss, "SPPO, hard labels", "Wu et al. 2024", "2405.00675", "TRL `sppo_hard`"
     ),
-    Objective(separable.kto_loss, "KTO", "Ethayarajh et al. 2024", "2402.01306", "TRL `KTOTrainer`"),
+    Objective(separable.kto_loss, "KTO", "Ethayarajh et al. 2024", "2402.01306", "loss of KTO"),
+    Objective(
+        separable.kto_unpaired_loss,
+        "KTO, response by response",
+        "Ethayarajh et al. 2024",
+        "2402.01306",
+        "TRL `KTOTrainer`",
+    ),
     Objective(
         separable.kto_pair_loss,
         "KTO, batch KL",
         "Ethayarajh et al. 2024",
         "2402.01306",
         "TRL 0.7.11 `kto_pair`",
+        batchwise=True,
     ),
     Objective(
         separable.bco_pair_loss, "BCO, given shift", "Jung et al. 2024", "2404.04656", "TRL `bco_pair`"
     ),
-    Objective(separable.bco_loss, "BCO, batch shift", "Jung et al. 2024", "2404.04656", "loss of BCO"),
+    Objective(
+        separable.bco_loss,
+        "BCO, batch shift",
+        "Jung et al. 2024",
+        "2404.04656",
+        "loss of BCO",
+        batchwise=True,
+    ),
     Objective(separable.nca_pair_loss, "NCA", "Chen et al. 2024", "2402.05369", "TRL `nca_pair`"),
     Objective(
         separable.apo_zero_loss, "APO-zero", "D'Oosterlinck et al. 2024", "2408.06266", "TRL `apo_zero`"
     ),
     Objective(
+        separable.apo_zero_unpaired_loss,
+        "APO-zero, response by response",
+        "D'Oosterlinck et al. 2024",
+        "2408.06266",
+        "TRL `apo_zero_unpaired`",
+    ),
+    Objective(
         separable.apo_down_loss, "APO-down", "D'Oosterlinck et al. 2024", "2408.06266", "TRL `apo_down`"
     ),
-    Objective(likelihood.sft_loss, "SFT on the chosen", "maximum likelihood", "", "TRL `sft`"),
+    Objective(
+        likelihood.sft_loss, "SFT on the chosen", "maximum likelihood", "", "TRL `sft`", batchwise=True
+    ),
     Objective(
         likelihood.unlikelihood_loss, "unlikelihood", "Welleck et al. 2019", "1908.04319", "token-level loss"
     ),
@@ -180,6 +290,26 @@ def get(name: str) -> Objective:
     return LOSSES[name]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bound:
+    """A loss of the table with its hyperparameters."""
+
+    objective: Objective
+    values: dict[str, Any]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.objective.needs
+
+    @property
+    def batchwise(self) -> bool:
+        return self.objective.batchwise
+
+    def __call__(self, policy: PairLogps | PairTokenLogps, batch: Any) -> Array:
+        others = [_from_batch(self.objective, batch, need) for need in self.needs if need != "tokens"]
+        return self.objective.function(_as_needed(self.objective, policy), *others, **self.values)
+
+
 def bind(name: str, **values: Any) -> BoundLoss:
     """`loss_fn(policy, batch) -> [pairs]`, hyperparameters bound, which is what a train step takes.
 
@@ -194,12 +324,7 @@ def bind(name: str, **values: Any) -> BoundLoss:
     """
     objective = get(name)
     check_hyperparameters(objective, values)
-
-    def loss_fn(policy: PairLogps | PairTokenLogps, batch: Any) -> Array:
-        others = [_from_batch(objective, batch, need) for need in objective.needs if need != "tokens"]
-        return objective.function(_as_needed(objective, policy), *others, **values)
-
-    return loss_fn
+    return _Bound(objective, values)
 
 
 def check_hyperparameters(objective: Objective, values: dict[str, Any]) -> None:

@@ -207,6 +207,94 @@ def unlikelihood_nsr(q, beta):
 
 
 # Formula and hyperparameters: not the defaults, so that a hyperparameter that is not passed on is noticed.
+def discopop(q, beta, tau):
+    z = beta * q.h
+    blend, exponential, logistic = expit(z / tau), np.exp(-z), -log_expit(z)
+    bend = blend * (1 - blend) / tau * (exponential - logistic)
+    push = beta * ((1 - blend) * expit(-z) + blend * exponential - bend)
+    return (1 - blend) * logistic + blend * exponential, push, push
+
+
+def by_rank(u, v, beta, eps):
+    """Loss and push of each u, against the v of its rank; the push on each v."""
+    order_u, order_v = np.argsort(u), np.argsort(v)
+    opposite = np.empty_like(v)
+    opposite[order_u] = v[order_v]
+    z = beta * (u - opposite)
+    push, push_v = beta * ((1 - eps) - expit(z)), np.empty_like(v)
+    push_v[order_v] = push[order_u]
+    return -log_expit(z) + eps * z, push, push_v
+
+
+def aot(q, beta, eps):
+    value, push, _ = by_rank(q.m, q.ref_w - q.ref_l, beta, eps)
+    return value, push, push
+
+
+def aot_unpaired(q, beta, eps):
+    return by_rank(q.a_w, q.a_l, beta, eps)
+
+
+def bent(logps, alpha):
+    """AlphaPO's reward and its slope."""
+    powered = np.exp(-alpha * logps)
+    return (1 - powered) / alpha, powered
+
+
+def alphapo(q, beta, gamma, alpha):
+    (reward_w, slope_w), (reward_l, slope_l) = bent(q.w / q.len_w, alpha), bent(q.l / q.len_l, alpha)
+    x = beta * (reward_w - reward_l) - gamma
+    push = beta * expit(-x)
+    return -log_expit(x), push * slope_w / q.len_w, push * slope_l / q.len_l
+
+
+def with_likelihood(q, lam, value, up, down):
+    """A loss beside the mean over the batch's chosen tokens."""
+    likelihood, push, _ = sft(q)
+    return value + lam * likelihood, up + lam * push, down
+
+
+def cpo_sigmoid(q, beta, lam, alpha, eps):
+    (reward_w, slope_w), (reward_l, slope_l) = bent(q.w, alpha), bent(q.l, alpha)
+    z = beta * (reward_w - reward_l)
+    push = beta * ((1 - eps) - expit(z))
+    return with_likelihood(q, lam, -log_expit(z) + eps * z, push * slope_w, push * slope_l)
+
+
+def cpo_hinge(q, beta, lam, alpha):
+    (reward_w, slope_w), (reward_l, slope_l) = bent(q.w, alpha), bent(q.l, alpha)
+    z = beta * (reward_w - reward_l)
+    return with_likelihood(q, lam, np.maximum(1 - z, 0), beta * (z < 1) * slope_w, beta * (z < 1) * slope_l)
+
+
+def cpo_ipo(q, tau, lam, alpha):
+    (reward_w, slope_w), (reward_l, slope_l) = bent(q.w / q.len_w, alpha), bent(q.l / q.len_l, alpha)
+    short = 1 / (2 * tau) - (reward_w - reward_l)
+    up, down = 2 * short * slope_w / q.len_w, 2 * short * slope_l / q.len_l
+    return with_likelihood(q, lam, short**2, up, down)
+
+
+def cpo_simpo(q, beta, gamma, lam, alpha, eps):
+    (reward_w, slope_w), (reward_l, slope_l) = bent(q.w / q.len_w, alpha), bent(q.l / q.len_l, alpha)
+    z = beta * (reward_w - reward_l) - gamma
+    push = beta * ((1 - eps) - expit(z))
+    up, down = push * slope_w / q.len_w, push * slope_l / q.len_l
+    return with_likelihood(q, lam, -log_expit(z) + eps * z, up, down)
+
+
+def odds_ratio(q, beta):
+    value, up, down = orpo(q, beta)
+    return value + q.w / q.len_w, up - 1 / q.len_w, down
+
+
+def kto_unpaired(q, **values):
+    return tuple(x / 2 for x in kto(q, **values))
+
+
+def apo_zero_unpaired(q, beta, **weights):
+    return kto_unpaired(q, beta=beta, kl=0.0, **weights)
+
+
 CASES = {
     "dpo": (dpo, dict(beta=0.3)),
     "cdpo": (cdpo, dict(beta=0.3, eps=0.15)),
@@ -240,6 +328,20 @@ CASES = {
     "ipo_nsr": (ipo_nsr, dict(tau=0.2)),
     "ratio_unlikelihood": (ratio_unlikelihood, dict(beta=0.2)),
     "unlikelihood_nsr": (unlikelihood_nsr, dict(beta=0.2)),
+    "discopop": (discopop, dict(beta=0.2, tau=0.3)),
+    "aot": (aot, dict(beta=0.2, eps=0.1)),
+    "aot_unpaired": (aot_unpaired, dict(beta=0.2, eps=0.1)),
+    "alphapo": (alphapo, dict(beta=1.5, gamma=0.3, alpha=0.4)),
+    "cpo_sigmoid": (cpo_sigmoid, dict(beta=0.2, lam=0.4, alpha=0.02, eps=0.1)),
+    "cpo_hinge": (cpo_hinge, dict(beta=0.2, lam=0.4, alpha=0.02)),
+    "cpo_ipo": (cpo_ipo, dict(tau=0.4, lam=0.4, alpha=0.2)),
+    "cpo_simpo": (cpo_simpo, dict(beta=1.5, gamma=0.3, lam=0.4, alpha=0.2, eps=0.1)),
+    "odds_ratio": (odds_ratio, dict(beta=0.7)),
+    "kto_unpaired": (kto_unpaired, dict(beta=0.2, kl=1.5, desirable_weight=1.2, undesirable_weight=0.8)),
+    "apo_zero_unpaired": (
+        apo_zero_unpaired,
+        dict(beta=0.2, desirable_weight=1.2, undesirable_weight=0.8),
+    ),
 }
 
 
