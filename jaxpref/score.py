@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 
 from jaxpref import fetch, logps, results
 from jaxpref.data import files, tokenization
-from jaxpref.data.tokenization import EncodedPair
+from jaxpref.data.tokenization import AfterEnd, EncodedPair
 from jaxpref.losses.quantities import mean_logps
 from jaxpref.losses.weights import GradientWeights
 from jaxpref.pairs import TokenPairs
@@ -36,7 +36,8 @@ from jaxpref.theory import gradients as conditions
 EXAMPLE_PAIRS = Path(__file__).parent / "data" / "examples" / "politeness_pairs.jsonl"
 SOURCES = (  # what the numbers depend on; a change anywhere else leaves finished runs finished
     "score.py", "logps.py", "pairs.py", "losses/quantities.py", "data/files.py", "data/tokenization.py",
-    "data/tokenizer.py", "policies/checkpoints.py", "policies/gguf_file.py", "policies/hf_folder.py",
+    "data/tokenizer.py", "data/encoder.py", "policies/checkpoints.py", "policies/gguf_file.py",
+    "policies/hf_folder.py",
     "policies/transformer.py", "policies/architecture.py", "policies/attention.py", "policies/layers.py",
     "policies/rope.py", "policies/families/conversion.py", "policies/families/registry.py",
     "probes/gradients.py", "probes/likelihood.py", "probes/ranking.py", "theory/gradients.py",
@@ -81,6 +82,8 @@ class Config:
     """Count and list malformed lines rather than stop at the first."""
     allow_empty_prompt: bool = False
     """Take an empty prompt as it is; the first token then stands behind the model's start token."""
+    after_end: AfterEnd = "keep"
+    """White space that a template writes after the last end token: TRL keeps it, a model never writes it."""
     gradients: bool = True
     """Compute the gradient geometry; without it a pair takes a tenth of the time."""
 
@@ -124,11 +127,11 @@ def prepare(config: Config) -> Prepared:
     encoded, report = _encode(file, model, config)
     run = run_id(config, model, file)
     results.is_finished(config.out, run)  # raises where the folder holds another run
-    _check_place(config.out)
+    check_place(config.out)
     return Prepared(config=config, model=model, file=file, encoded=encoded, report=report, run=run)
 
 
-def _check_place(out: Path) -> None:
+def check_place(out: Path) -> None:
     """Raises where no run folder can be made, before anything is computed."""
     partial = results.partial_folder(out)
     if out.is_symlink() or (partial.exists() and not (partial / "config.json").is_file()):
@@ -146,6 +149,7 @@ def _encode(file: files.PairsFile, model: LanguageModel, config: Config):
             model.tokenizer,
             max_length=config.max_length,
             vocab=model.config.vocab,
+            after_end=config.after_end,
         )
     except tokenization.TokenizationError as error:
         raise files.PairsFileError(file.path, error.line, error.reason) from error
@@ -160,7 +164,7 @@ def _encode(file: files.PairsFile, model: LanguageModel, config: Config):
 
 def run_id(config: Config, model: LanguageModel, file: files.PairsFile) -> RunId:
     """Two runs are the same when weights, pairs and settings are, wherever the files lie."""
-    settings = {"limit", "max_length", "skip_bad", "allow_empty_prompt", "gradients"}
+    settings = {"limit", "max_length", "skip_bad", "allow_empty_prompt", "after_end", "gradients"}
     values = {name: value for name, value in dataclasses.asdict(config).items() if name in settings}
     values |= {"model": model.name, "weights_sha256": model.weights_sha256, "pairs_sha256": file.sha256}
     code = results.fingerprint(Path(__file__).parent / name for name in SOURCES)

@@ -1,34 +1,41 @@
-"""Preference pairs from JSON lines or Parquet, in the formats of TRL, checked line by line.
+"""Preference pairs from JSON lines (gzipped too) or Parquet, in the formats of TRL, checked line by line.
 
     standard         prompt, chosen, rejected: strings
     implicit prompt  chosen, rejected: the prompt is the prefix that they share
     conversational   lists of {role, content}; `messages` may stand for `prompt`, and a string for a
-                     list of one assistant message
+                     list of one assistant message; further fields of a message go to the template, and so
+                     do the columns `tools` and `chat_template_kwargs`
     tokenized        prompt_ids, chosen_ids, rejected_ids: lists of integers
 
 Optional columns: chosen_score, rejected_score, votes_chosen, votes_rejected, weight, id. Others are ignored,
-and so are blank lines. A written-out prompt may be empty only where the caller allows it.
+and so are blank lines. A written-out prompt may be empty only where the caller allows it. Pairs are read one
+after the other, in memory that does not grow with the file.
 """
 
 import codecs
 import dataclasses
+import gzip
+import io
 import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxpref import results
-from jaxpref.data.tokenizer import Message
+from jaxpref.data.tokenizer import RESERVED, Message
 
 SHOWN = 40  # characters of a wrong value, and names of fields, that a message quotes
 SCORES = ("chosen_score", "rejected_score")
 COUNTS = ("votes_chosen", "votes_rejected")
+LARGEST_LINE = 8 * 2**20  # bytes; a pair of two million tokens
+ROWS_AT_ONCE = 256  # of Parquet
 
 
 class PairsFileError(ValueError):
@@ -55,6 +62,8 @@ class ChatPair:
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+    tools: tuple[Any, ...] | None = None  # JSON schemas of functions
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `chat_template_kwargs`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +83,7 @@ class PairRecord:
     id: str  # the line's number where the file names none
     pair: TextPair | ChatPair | IdPair
     columns: dict[str, float]
+    size: int = 0  # bytes of the line; of Parquet about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,19 +114,30 @@ def read_pairs(path: str | Path, *, skip_bad: bool = False, allow_empty_prompt: 
       PairsFileError: names file, line and reason; also if no good line is left.
     """
     path = Path(path)
-    records, bad = [], []
+    found = list(stream_pairs(path, skip_bad=skip_bad, allow_empty_prompt=allow_empty_prompt))
+    bad = tuple(line for line in found if isinstance(line, BadLine))
+    records = tuple(line for line in found if isinstance(line, PairRecord))
+    if not records:
+        raise no_pair(path, len(bad))
+    return PairsFile(path=path, sha256=results.file_sha256(path), records=records, bad=bad)
+
+
+def no_pair(path: Path, bad: int) -> PairsFileError:
+    """The error of a file without a good line."""
+    return PairsFileError(path, None, f"it holds no pair ({bad} bad lines)" if bad else "it holds no pair")
+
+
+def stream_pairs(
+    path: Path, *, skip_bad: bool = False, allow_empty_prompt: bool = False
+) -> Iterator[PairRecord | BadLine]:
+    """The lines of a file one by one; arguments and errors are those of `read_pairs`."""
     for line, row in _rows(path):
         try:
-            records.append(_record(line, row, allow_empty_prompt=allow_empty_prompt))
+            yield _record(line, row, allow_empty_prompt=allow_empty_prompt)
         except _BadLineError as error:
             if not skip_bad:
                 raise PairsFileError(path, line, str(error)) from error
-            bad.append(BadLine(line=line, reason=str(error)))
-    if not records:
-        raise PairsFileError(
-            path, None, f"it holds no pair ({len(bad)} bad lines)" if bad else "it holds no pair"
-        )
-    return PairsFile(path=path, sha256=results.file_sha256(path), records=tuple(records), bad=tuple(bad))
+            yield BadLine(line=line, reason=str(error))
 
 
 class _BadLineError(ValueError):
@@ -132,37 +153,69 @@ def printable(text: str) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers with the line's bytes, or with the row's dict."""
+    """Line numbers with the line's bytes (None where they are too many), or with the row's dict."""
     try:
         if path.exists() and not path.is_file():  # a pipe without a writer would keep us waiting
             raise PairsFileError(path, None, "must be a file; it is a folder, a pipe or a device")
         with path.open("rb") as file:
-            if file.read(4) != b"PAR1":
-                file.seek(0)
-                yield from _lines(file)
-                return
-        yield from enumerate(pq.read_table(path).to_pylist(), 1)
-    except OSError as error:  # Arrow's reading errors are among them
-        raise PairsFileError(path, None, f"cannot be read: {error.strerror or error}") from error
+            magic = file.read(4)
+        if magic == b"PAR1":
+            yield from enumerate(_parquet(path), 1)
+            return
+        opener: Any = gzip.open if magic[:2] == b"\x1f\x8b" else open
+        with opener(path, "rb") as file:
+            yield from _lines(file)
+    except (OSError, EOFError, zlib.error) as error:  # Arrow's reading errors are among them
+        reason = getattr(error, "strerror", None) or error
+        raise PairsFileError(path, None, f"cannot be read: {reason}") from error
     except pa.ArrowException as error:
         raise PairsFileError(path, None, f"is a damaged Parquet file: {error}") from error
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+
+
+def _lines(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
     """The lines that are not blank, numbered, without a byte order mark."""
-    for number, line in enumerate(file, 1):
+    number = 0
+    while line := file.readline(LARGEST_LINE + 1):
+        number += 1
+        if len(line) > LARGEST_LINE and not line.endswith(b"\n"):
+            _skip_line(file)
+            yield number, None
+            continue
         text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if text.strip():
             yield number, text
 
 
-def _record(line: int, row: bytes | dict[str, Any], *, allow_empty_prompt: bool) -> PairRecord:
+def _skip_line(file: io.BufferedIOBase) -> None:
+    """Reads to the end of a line that is too long, without holding it."""
+    while (rest := file.readline(2**20)) and not rest.endswith(b"\n"):
+        pass
+
+
+def _record(line: int, row: bytes | dict[str, Any] | None, *, allow_empty_prompt: bool) -> PairRecord:
+    if row is None:
+        raise _BadLineError(f"a line must not be longer than {LARGEST_LINE} bytes")
     written = _parse(row) if isinstance(row, bytes) else row
     fields = {key: value for key, value in written.items() if value is not None}  # Parquet has no "absent"
     if "prompt" in written and not {"prompt", "messages", "prompt_ids"} & fields.keys():
         raise _BadLineError("prompt must not be null; without the field, the shared prefix is the prompt")
     pair = _pair(fields, allow_empty_prompt=allow_empty_prompt)
-    return PairRecord(line=line, id=_id(fields, line), pair=pair, columns=_columns(fields))
+    size = len(row) if isinstance(row, bytes) else _size(row)
+    return PairRecord(line=line, id=_id(fields, line), pair=pair, columns=_columns(fields), size=size)
+
+
+def _size(row: dict[str, Any]) -> int:
+    """About the bytes of a Parquet row: of its text, and four for all else."""
+    size = sum(len(value) if isinstance(value, str) else 4 * len(str(value)) for value in row.values())
+    if size > 4 * LARGEST_LINE:
+        raise _BadLineError(f"a row must not be longer than {LARGEST_LINE} bytes")
+    return size
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -188,16 +241,23 @@ def _pair(fields: dict[str, Any], *, allow_empty_prompt: bool) -> TextPair | Cha
     if written_out and _blank(pair.prompt) and not allow_empty_prompt:
         raise _BadLineError("prompt must not be empty (--allow-empty-prompt takes it as it is)")
     for name in ("chosen", "rejected"):
-        if _blank(getattr(pair, name)):
-            raise _BadLineError(f"{name} must not be empty, nor white space alone")
+        if _silent(getattr(pair, name)):
+            raise _BadLineError(f"{name} must not be empty")
     if pair.chosen == pair.rejected:
         raise _BadLineError("chosen and rejected must differ; they are identical")
     return pair
 
 
 def _blank(part: Any) -> bool:
-    """Nothing to compare: no message, no token id, or no text but white space."""
+    """Nothing to go on: no message, no token id, or no text but white space."""
     return not (part.strip() if isinstance(part, str) else part)
+
+
+def _silent(response: Any) -> bool:
+    """Nothing to compare; white space alone is something, and so is a call without words."""
+    if isinstance(response, tuple) and response and isinstance(response[0], dict):
+        return not any(message.get("content") or message.keys() - {"role", "content"} for message in response)
+    return not response
 
 
 def _text_or_chat(fields: dict[str, Any]) -> tuple[TextPair | ChatPair, bool]:
@@ -205,32 +265,67 @@ def _text_or_chat(fields: dict[str, Any]) -> tuple[TextPair | ChatPair, bool]:
     chosen, rejected = _field(fields, "chosen"), _field(fields, "rejected")
     prompt_name = "messages" if "messages" in fields else "prompt"
     if prompt_name not in fields:
-        return _implicit(chosen, rejected), False
+        return _implicit(fields, chosen, rejected), False
     if isinstance(fields[prompt_name], str):
         return TextPair(*(_text(fields, name) for name in (prompt_name, "chosen", "rejected"))), True
     prompt = _messages(fields[prompt_name], prompt_name)
     if prompt and prompt[-1]["role"] == "assistant":
         raise _BadLineError(f"{prompt_name} must not end with a message of the assistant")
-    return ChatPair(prompt, _reply(chosen, "chosen"), _reply(rejected, "rejected")), True
+    return _chat(fields, prompt, _reply(chosen, "chosen"), _reply(rejected, "rejected")), True
 
 
-def _implicit(chosen: Any, rejected: Any) -> TextPair | ChatPair:
-    """The prompt is what both begin with; a response is never left empty, nor begins after its space."""
+def _chat(
+    fields: dict[str, Any],
+    prompt: tuple[Message, ...],
+    chosen: tuple[Message, ...],
+    rejected: tuple[Message, ...],
+) -> ChatPair:
+    """With what else the template is to see: `tools` as a list or as JSON, `chat_template_kwargs`."""
+    tools, variables = fields.get("tools"), fields.get("chat_template_kwargs", {})
+    if isinstance(tools, str):
+        tools = _json(tools, "tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
+        raise _BadLineError(f"tools must be a list of objects; got {_kind(tools)}")
+    if not isinstance(variables, dict) or RESERVED & variables.keys():
+        rule = f"an object without {' and '.join(sorted(RESERVED))}"
+        raise _BadLineError(f"chat_template_kwargs must be {rule}; got {_kind(variables)}")
+    variables = {name: value for name, value in variables.items() if value is not None}
+    return ChatPair(prompt, chosen, rejected, None if tools is None else tuple(tools), variables)
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _BadLineError(f"{name} must be JSON; got {_kind(text)}: {error}") from error
+
+
+def _implicit(fields: dict[str, Any], chosen: Any, rejected: Any) -> TextPair | ChatPair:
+    """The prompt is what both begin with, by the rules of TRL's `extract_prompt`.
+
+    A response is never left empty; where the two differ behind a space, the space begins them. (Where they
+    differ from the first character on, and chosen ends with a space, TRL takes all but that for the prompt.)
+    """
     if isinstance(chosen, str) and isinstance(rejected, str):
         _unicode(chosen, "chosen"), _unicode(rejected, "rejected")
         cut = _common(chosen, rejected)
-        cut -= cut > 0 and chosen[cut - 1] == " "
+        differs = chosen[cut : cut + 1] != rejected[cut : cut + 1]
+        cut -= differs and cut > 0 and chosen[cut - 1] == " "
         return TextPair(chosen[:cut], chosen[cut:], rejected[cut:])
     first, second = _messages(chosen, "chosen"), _messages(rejected, "rejected")
     cut = _common(first, second)
-    return ChatPair(first[:cut], first[cut:], second[cut:])
+    if not cut:
+        raise _BadLineError("chosen and rejected must begin with the same message: it is the prompt")
+    return _chat(fields, first[:cut], first[cut:], second[cut:])
 
 
 def _common(first: Any, second: Any) -> int:
     """Length of the common prefix, one short of the shorter where it is all of it."""
-    shorter = min(len(first), len(second))
-    same = next((i for i in range(shorter) if first[i] != second[i]), shorter)
-    return max(min(same, shorter - 1), 0)
+    low, high = 0, max(min(len(first), len(second)) - 1, 0)
+    while low < high:  # by halves: prefixes are compared in C
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
+    return low
 
 
 def _field(fields: dict[str, Any], name: str) -> Any:
@@ -265,19 +360,22 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
 
 
 def _message(value: Any, name: str) -> Message:
+    """Of a user there must be words; a system's turn may be empty, and an assistant's that calls a tool."""
     if not isinstance(value, dict):
         raise _BadLineError(f"{name} must be an object with role and content; got {_kind(value)}")
-    role, content = (_text(value, key) for key in ("role", "content"))
-    if not role or _blank(content):
+    present = {key: item for key, item in value.items() if item is not None}
+    role = _text(present, "role")
+    content = _text(present, "content") if "content" in present or "tool_calls" not in present else ""
+    if not role or (role == "user" and _blank(content)):
         raise _BadLineError(
             f"{name} must have a role and a content; got {'no role' if not role else 'no content'}"
         )
-    return {"role": role, "content": content}
+    return present
 
 
 def _reply(value: Any, name: str) -> tuple[Message, ...]:
     if isinstance(value, str):
-        return () if _blank(value) else ({"role": "assistant", "content": _unicode(value, name)},)
+        return ({"role": "assistant", "content": _unicode(value, name)},) if value else ()
     return _messages(value, name)
 
 

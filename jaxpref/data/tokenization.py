@@ -1,20 +1,46 @@
-"""Pairs of text to rows of tokens: prompt, response, padding.
+"""Pairs of text to rows of tokens: prompt, response, padding. The ids are those of TRL's DPO trainer.
 
 Prompt and response are told apart on the joint tokenization, prompt and response encoded as one text: the
-prompt's tokens are those that it shares with the prompt encoded alone. Where the last prompt token merged
-with the response, the merged token belongs to the response, and the row is counted.
+prompt's tokens are those that both joint rows share with the prompt encoded alone. Where the last prompt
+token merged with a response, the merged token belongs to the responses, and the pair is counted. Plain text
+is closed by the end token, unless it spells it out, and gets what the tokenizer puts around every text; a
+conversation is what the template writes, with what it writes after the last end token (SmolLM2's newline).
+Rows lose their end at `max_length`; pairs whose prompt alone fills it are dropped.
+
+Where TRL 1.16 does something else:
+- BOS stands at most once, where TRL writes one that the prompt spells out a second time.
+- A row always has a token before its response: BOS, or else EOS, where the prompt has none left. TRL's
+  first response token is not scored then.
+- An empty response ("", or no content) and two identical responses are malformed lines; TRL trains on EOS
+  alone and on a margin of 0. White space alone, EOS spelled out alone, and responses that become identical
+  by truncation are taken, as TRL takes them, and counted as `empty` and `indistinct`.
+- A response without any token (a template that drops it) is a counted drop; TRL keeps it at log-probability
+  0.
+- A conversation that ends with the assistant's turn is no prompt, one that shares no message with the other
+  has none, and one of which the whole keeps no token is refused by line.
+- `strftime_now` of a template says 26 July 2024 on every day, or a run would not resume on the next.
+- A tokenizer without an end token is refused for plain text, by name; TRL fails on it.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any
+import functools
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpref.data.encoder import Encoder
 from jaxpref.data.files import ChatPair, IdPair, PairRecord, TextPair
-from jaxpref.data.tokenizer import Message, Tokenizer
+from jaxpref.data.tokenizer import Tokenizer
 from jaxpref.pairs import TokenPairs, TokenRows
+
+AfterEnd = Literal["keep", "cut"]
+Drop = Literal["prompt_fills_max_length", "no_response_token"]
+Ids = list[int]
 
 
 class TokenizationError(ValueError):
@@ -49,111 +75,205 @@ class EncodedPair:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """How many pairs met which fate."""
+    """How many pairs met which fate; all but `dropped` are kept."""
 
     pairs: int  # kept
-    truncated: int  # kept, a response cut at the maximum length
-    dropped: int  # not kept: no response token, or no difference, fits into the maximum length
-    merged: int  # kept, a token spans prompt and response
-    duplicates: int  # kept, though an earlier pair has the same tokens
-    tied: int  # kept, though both scores are equal
+    truncated: int  # a response cut at the maximum length
+    dropped: dict[str, int]  # not kept, by reason: a name of `Drop`
+    merged: int  # a token spans prompt and response
+    duplicates: int  # an earlier pair has the same tokens
+    tied: int  # both scores are equal
+    indistinct: int  # both rows have the same tokens: a margin of 0 whatever the policy
+    empty: int  # a response of white space, or of the end token, alone
+
+
+Outcome = EncodedPair | Drop | TokenizationError
 
 
 def encode_pairs(
-    records: Iterable[PairRecord], tokenizer: Tokenizer, *, max_length: int, vocab: int
+    records: Iterable[PairRecord],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    vocab: int,
+    after_end: AfterEnd = "keep",
 ) -> tuple[list[EncodedPair], Report]:
     """Rows of at most `max_length` tokens, in the order of the records, and what happened to them.
+
+    Args:
+      records: of a pairs file.
+      tokenizer: the model's.
+      max_length: tokens of the longest row, >= 2.
+      vocab: the model's; ids must be below.
+      after_end: what becomes of the white space that a template writes after the last end token; TRL keeps
+        it, though a model stops at the end token and never writes it.
 
     Raises:
       TokenizationError: names the line whose ids are outside the vocabulary, or whose template fails.
     """
-    encoded = [_encode_record(record, tokenizer, max_length=max_length, vocab=vocab) for record in records]
-    kept = [pair for pair in encoded if pair is not None]
-    return kept, _report(kept, dropped=len(encoded) - len(kept))
+    encode = PairEncoder(tokenizer, max_length=max_length, vocab=vocab, after_end=after_end)
+    outcomes, tally = encode(list(records)), Tally(tokenizer)
+    for outcome in outcomes:
+        if isinstance(outcome, TokenizationError):
+            raise outcome
+        tally.add(outcome)
+    return [outcome for outcome in outcomes if isinstance(outcome, EncodedPair)], tally.report()
 
 
-def _report(kept: Sequence[EncodedPair], *, dropped: int) -> Report:
-    rows = [(pair.chosen, pair.rejected) for pair in kept]
-    scores = [[pair.record.columns.get(f"{name}_score") for name in ("chosen", "rejected")] for pair in kept]
-    return Report(
-        pairs=len(kept),
-        truncated=sum(w.truncated or l.truncated for w, l in rows),
-        dropped=dropped,
-        merged=sum(w.merged or l.merged for w, l in rows),
-        duplicates=len(rows) - len({(w.tokens, w.start, l.tokens, l.start) for w, l in rows}),
-        tied=sum(w is not None and w == l for w, l in scores),
-    )
+class Tally:
+    """Counts what became of pairs; remembers 8 bytes of each, to find duplicates."""
 
+    def __init__(self, tokenizer: Tokenizer):
+        self._eos, self._eos_text = tokenizer.eos, tokenizer.token(tokenizer.eos)
+        self._kept: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._digests = array("Q")
 
-def _encode_record(
-    record: PairRecord, tokenizer: Tokenizer, *, max_length: int, vocab: int
-) -> EncodedPair | None:
-    """None where truncation would leave nothing to compare."""
-    try:
-        whole = encode_pair(record.pair, tokenizer)
-    except ValueError as error:
-        raise TokenizationError(record.line, str(error)) from error
-    largest = max(max(row.tokens) for row in whole)
-    if largest >= vocab:
-        rule = f"token ids must be below the vocabulary's {vocab}"
-        raise TokenizationError(record.line, f"{rule}; got {largest}")
-    rows = chosen, rejected = [truncate(row, max_length) for row in whole]
-    comparable = all(row.start < len(row.tokens) for row in rows) and chosen.tokens != rejected.tokens
-    return EncodedPair(record=record, chosen=chosen, rejected=rejected) if comparable else None
-
-
-def encode_pair(pair: TextPair | ChatPair | IdPair, tokenizer: Tokenizer) -> tuple[EncodedRow, EncodedRow]:
-    """Both rows of a pair, untruncated, each response closed by the end token.
-
-    Where only one response merged with the prompt, both begin at the earlier start: their
-    log-probabilities can be compared only behind the same prompt tokens.
-    """
-    rows = [_encode_response(pair, response, tokenizer) for response in (pair.chosen, pair.rejected)]
-    start = min(row.start for row in rows)
-    chosen, rejected = (dataclasses.replace(row, start=start) for row in rows)
-    return chosen, rejected
-
-
-def _encode_response(pair: TextPair | ChatPair | IdPair, response: Any, tokenizer: Tokenizer) -> EncodedRow:
-    if isinstance(pair, IdPair):
-        return encode_ids(pair.prompt, response, tokenizer)
-    if isinstance(pair, ChatPair):
-        return encode_chat(pair.prompt, response, tokenizer)
-    return encode_text(pair.prompt, response, tokenizer)
-
-
-def encode_ids(prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> EncodedRow:
-    """Ids as they are: nothing is added, except a first token before an empty prompt."""
-    first = [] if prompt else _first_token(tokenizer)
-    return EncodedRow((*first, *prompt, *response), len(first) + len(prompt))
-
-
-def encode_text(prompt: str, response: str, tokenizer: Tokenizer) -> EncodedRow:
-    """Plain text, no template; the end token is added unless the response spells it out."""
-    row = _encode_joint(prompt, prompt + response, tokenizer)
-    eos = tokenizer.eos
-    return (
-        row if eos is None or row.tokens[-1] == eos else dataclasses.replace(row, tokens=(*row.tokens, eos))
-    )
-
-
-def encode_chat(prompt: Sequence[Message], response: Sequence[Message], tokenizer: Tokenizer) -> EncodedRow:
-    """A conversation as the model's template writes it.
-
-    What the template writes after the last end token (SmolLM2's a newline) is no part of the response: a
-    model stops at the end token and never writes it.
-    """
-    before = tokenizer.render(list(prompt), generation_prompt=True)
-    whole = tokenizer.render([*prompt, *response], generation_prompt=False)
-    if not whole.startswith(before):
-        raise ValueError(
-            "the chat template must write a conversation's prompt as a prefix of the whole; it does not"
+    def add(self, outcome: EncodedPair | str) -> None:
+        """Counts a pair, or the reason why one was dropped."""
+        if isinstance(outcome, str):
+            self._dropped[outcome] += 1
+            return
+        chosen, rejected, columns = outcome.chosen, outcome.rejected, outcome.record.columns
+        self._digests.append(_digest(chosen, rejected))
+        pair = outcome.record.pair
+        self._kept["truncated"] += chosen.truncated or rejected.truncated
+        self._kept["merged"] += chosen.merged or rejected.merged
+        self._kept["tied"] += "chosen_score" in columns and columns["chosen_score"] == columns.get(
+            "rejected_score"
         )
-    row = _encode_joint(before, whole, tokenizer)
-    return dataclasses.replace(row, tokens=_to_last_end(row, tokenizer))
+        self._kept["indistinct"] += chosen.tokens == rejected.tokens
+        self._kept["empty"] += any(self._says_nothing(response) for response in (pair.chosen, pair.rejected))
+
+    def _says_nothing(self, response: Any) -> bool:
+        if isinstance(response, str):
+            return not response.removesuffix(self._eos_text).strip()
+        if isinstance(response[0], int):
+            return all(token == self._eos for token in response)
+        return not any(m.get("content", "").strip() or m.keys() - {"role", "content"} for m in response)
+
+    def report(self) -> Report:
+        """All counts so far."""
+        names = ("truncated", "merged", "tied", "indistinct", "empty")
+        distinct = len(np.unique(np.frombuffer(self._digests, np.uint64))) if self._digests else 0
+        return Report(
+            pairs=len(self._digests), duplicates=len(self._digests) - distinct,
+            dropped=dict(sorted(self._dropped.items())), **{name: self._kept[name] for name in names},
+        )  # fmt: skip
+
+
+def _digest(chosen: EncodedRow, rejected: EncodedRow) -> int:
+    parts = (array("q", [chosen.start, len(chosen.tokens), *chosen.tokens]), array("q", rejected.tokens))
+    return int.from_bytes(hashlib.blake2b(b"".join(map(bytes, parts)), digest_size=8).digest(), "little")
+
+
+class PairEncoder:
+    """Encodes batches of pairs, and remembers pieces of text between them; arguments as in `encode_pairs`."""
+
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int, vocab: int, after_end: AfterEnd = "keep"):
+        if max_length < 2:
+            raise ValueError(f"max_length must be at least 2; got {max_length}")
+        if after_end not in ("keep", "cut"):
+            raise ValueError(f"after_end must be keep or cut; got {after_end!r}")
+        self._tokenizer, self._encoder = tokenizer, Encoder(tokenizer)
+        self._max_length, self._vocab, self._after_end = max_length, vocab, after_end
+
+    def __call__(self, records: Sequence[PairRecord]) -> list[Outcome]:
+        """What becomes of each: a pair, the reason why it is dropped, or an error."""
+        texts = [self._guarded(record, self._texts, record.pair) for record in records]
+        ids = iter(
+            self._encoder.encode([text for found in texts if isinstance(found, tuple) for text in found])
+        )
+        failed = lambda found: isinstance(found, TokenizationError)
+        return [
+            found if failed(found) else self._guarded(record, self._outcome, record, found, ids)
+            for record, found in zip(records, texts, strict=True)
+        ]
+
+    @staticmethod
+    def _guarded(record: PairRecord, function: Any, *args: Any) -> Any:
+        try:
+            return function(*args)
+        except ValueError as error:
+            return TokenizationError(record.line, str(error))
+
+    def _texts(self, pair: TextPair | ChatPair | IdPair) -> tuple[str, ...]:
+        """Prompt, prompt and chosen, prompt and rejected; nothing of a pair of ids."""
+        if isinstance(pair, IdPair):
+            return ()
+        if isinstance(pair, ChatPair):
+            return self._conversations(pair)
+        if self._tokenizer.eos is None:
+            raise ValueError("the tokenizer must have an end token (eos) to close a response of plain text")
+        end = self._tokenizer.token(self._tokenizer.eos)
+        closed = [text if text.endswith(end) else text + end for text in (pair.chosen, pair.rejected)]
+        return pair.prompt, *(pair.prompt + text for text in closed)
+
+    def _conversations(self, pair: ChatPair) -> tuple[str, ...]:
+        render = functools.partial(self._tokenizer.render, tools=pair.tools, variables=pair.variables)
+        return (
+            render(pair.prompt, generation_prompt=True),
+            render([*pair.prompt, *pair.chosen], generation_prompt=False),
+            render([*pair.prompt, *pair.rejected], generation_prompt=False),
+        )
+
+    def _outcome(self, record: PairRecord, texts: tuple[str, ...], ids: Iterator[Ids]) -> EncodedPair | Drop:
+        """Takes its three texts' ids from `ids`, in the order of the records."""
+        chosen, rejected = self._rows(record.pair, [next(ids) for _ in texts])
+        largest = max(max(chosen.tokens), max(rejected.tokens))
+        if largest >= self._vocab:
+            raise ValueError(f"token ids must be below the vocabulary's {self._vocab}; got {largest}")
+        if chosen.start >= self._max_length:
+            return "prompt_fills_max_length"
+        if chosen.start in (len(chosen.tokens), len(rejected.tokens)):
+            return "no_response_token"
+        short = [truncate(row, self._max_length) for row in (chosen, rejected)]
+        return EncodedPair(record=record, chosen=short[0], rejected=short[1])
+
+    def _rows(self, pair: TextPair | ChatPair | IdPair, ids: list[Ids]) -> tuple[EncodedRow, EncodedRow]:
+        if isinstance(pair, IdPair):
+            prompt = list(pair.prompt)
+            return self._split(len(prompt), 0, prompt + list(pair.chosen), prompt + list(pair.rejected))
+        after = 0
+        if isinstance(pair, TextPair):
+            ids, after = [self._framed(part) for part in ids], len(self._tokenizer.around[1])
+        shared = [common_prefix(ids[0], whole) for whole in ids[1:]]
+        if isinstance(pair, ChatPair) and not min(shared):
+            raise ValueError("the chat template must write a conversation's prompt as a prefix of the whole")
+        chosen, rejected = self._split(min(shared), len(ids[0]) - after, *ids[1:])
+        return (chosen, rejected) if self._after_end == "keep" or after else self._cut(chosen, rejected)
+
+    def _framed(self, ids: Ids) -> Ids:
+        """With what the tokenizer puts around plain text, without a second `bos`."""
+        before, after = self._tokenizer.around
+        twice = before and ids and before[-1] == ids[0] == self._tokenizer.bos
+        return [*(before[:-1] if twice else before), *ids, *after]
+
+    def _split(self, start: int, alone: int, chosen: Ids, rejected: Ids) -> tuple[EncodedRow, EncodedRow]:
+        """Both rows behind the same prompt tokens, at least one; `alone` tokens would be the prompt's own."""
+        merged, first = start < alone, []
+        if not start and chosen[:1] == rejected[:1] == [self._tokenizer.bos]:
+            start = 1
+        elif not start:
+            first = _first_token(self._tokenizer)
+        rows = (tuple(first + chosen), tuple(first + rejected))
+        return EncodedRow(rows[0], start + len(first), merged), EncodedRow(
+            rows[1], start + len(first), merged
+        )
+
+    def _cut(self, *rows: EncodedRow) -> Any:
+        return tuple(dataclasses.replace(row, tokens=_to_last_end(row, self._tokenizer)) for row in rows)
+
+
+def common_prefix(first: Ids, second: Ids) -> int:
+    """Tokens that both begin with."""
+    if first == second[: len(first)]:
+        return len(first)
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(second))
 
 
 def _to_last_end(row: EncodedRow, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Without what follows the last end token, if that is white space."""
     response = row.tokens[row.start :]
     if tokenizer.eos not in response:
         return row.tokens
@@ -162,22 +282,7 @@ def _to_last_end(row: EncodedRow, tokenizer: Tokenizer) -> tuple[int, ...]:
     return row.tokens[: len(row.tokens) - after] if blank else row.tokens
 
 
-def _encode_joint(prompt: str, whole: str, tokenizer: Tokenizer) -> EncodedRow:
-    alone, tokens = tokenizer.encode(prompt), tokenizer.encode(whole)
-    start = next(
-        (i for i, (a, b) in enumerate(zip(alone, tokens, strict=False)) if a != b),
-        min(len(alone), len(tokens)),
-    )
-    first = _first_token(tokenizer) if not start or _lacks_bos(tokens, tokenizer) else []
-    return EncodedRow((*first, *tokens), len(first) + start, merged=start < len(alone))
-
-
-def _lacks_bos(tokens: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """True where the model wants a `bos` that the text, or its template, did not write already."""
-    return tokenizer.add_bos and tokens[:1] != [tokenizer.bos]
-
-
-def _first_token(tokenizer: Tokenizer) -> list[int]:
+def _first_token(tokenizer: Tokenizer) -> Ids:
     """What stands before an empty prompt: something must, for the first token to be predicted."""
     first = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
     if first is None:

@@ -2,23 +2,33 @@
 
 import contextlib
 import dataclasses
+import datetime
 import functools
+import hashlib
 import json
 import reprlib
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-Message = dict[str, str]  # {"role": "user", "content": "..."}
+Message = dict[str, Any]  # {"role": "user", "content": "..."}, and what else a template reads
 RENDER_SECONDS = 10.0  # a template needs a millisecond; one that loops for ever is a damaged or a hostile one
 LARGEST_FACTOR = 10_000  # in a template's products
+TODAY = datetime.date(2024, 7, 26)  # for templates that write the date: Llama 3's own default, on every day
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first two
+RESERVED = frozenset({"messages", "add_generation_prompt"})  # no keyword for a template from data
 GGUF_CONTROL, GGUF_USER_DEFINED = 3, 4  # llama.cpp's token types that are matched before the merges
 
 
@@ -35,6 +45,9 @@ class Tokenizer:
     eos: int | None = None
     add_bos: bool = False  # the model was trained with `bos` in front of every text
     chat_template: str | None = None
+    special: tuple[
+        tuple[str, str], ...
+    ] = ()  # further special tokens that a template may name: unk_token, ...
 
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens spelled out in `text` are recognized, none is added."""
@@ -48,15 +61,53 @@ class Tokenizer:
         """The spelling of a special token; empty for None."""
         return "" if index is None else self.backend.id_to_token(index) or ""
 
-    def render(self, messages: list[Message], *, generation_prompt: bool) -> str:
-        """The messages as one text, as the model's chat template writes them."""
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, as `encode` gives them."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    @functools.cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a plain text: often `bos` and nothing."""
+        bare, whole = (self.backend.encode("a", add_special_tokens=added).ids for added in (False, True))
+        start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        before, after = whole[:start], whole[start + len(bare) :]
+        lacks = self.add_bos and self.bos is not None and self.bos not in before
+        return ([self.bos, *before] if lacks and self.bos is not None else before), after
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of all that token ids depend on."""
+        parts = (self.backend.to_str(), self.bos, self.eos, self.add_bos, self.chat_template, self.special)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The messages as one text, as the model's chat template writes them.
+
+        Args:
+          messages: each with a role; a template may read more fields.
+          generation_prompt: end with the header of the answer that is to come.
+          tools: JSON schemas of functions, or None.
+          variables: what else the template is to see (a row's `chat_template_kwargs`).
+
+        Raises:
+          TemplateError: there is no template, or it fails, or it takes too long.
+        """
         if self.chat_template is None:
             raise TemplateError("this model has no chat template, so it cannot read conversations")
+        given = {"tools": None if tools is None else list(tools), "documents": None, **(variables or {})}
         try:
             with _time_limit(RENDER_SECONDS):
                 text = _compiled(self.chat_template).render(
-                    messages=messages, add_generation_prompt=generation_prompt,
-                    bos_token=self.token(self.bos), eos_token=self.token(self.eos),
+                    **(self._special_tokens | given), messages=[_with_reasoning(m) for m in messages],
+                    add_generation_prompt=generation_prompt,
                 )  # fmt: skip
             text.encode("utf-8")  # a template can spell half a character
             return text
@@ -64,10 +115,47 @@ class Tokenizer:
             reason = str(error) or type(error).__name__
             raise TemplateError(f"the chat template refused the messages: {reason}") from error
 
+    @functools.cached_property
+    def _special_tokens(self) -> dict[str, str]:
+        named = {"bos_token": self.token(self.bos), "eos_token": self.token(self.eos)}
+        return dict(self.special) | {name: token for name, token in named.items() if token}
+
+
+def _with_reasoning(message: Message) -> Message:
+    """The field under the names that templates read, as transformers does; never the caller's own dict."""
+    thought = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    return (
+        dict(message) if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
+    )
+
+
+def _time_limit(seconds: float) -> contextlib.AbstractContextManager[None]:
+    """Stops the Python code inside when its time is up."""
+    main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    return _alarm(seconds) if main else _trace(seconds)
+
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Stops the Python code inside when its time is up; in any thread, unlike a signal."""
+def _alarm(seconds: float) -> Iterator[None]:
+    """By a signal: costs next to nothing, but only the main thread may. A caller's own alarm goes on."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it must end within {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    outer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if outer[0]:
+            signal.setitimer(signal.ITIMER_REAL, *outer)
+
+
+@contextlib.contextmanager
+def _trace(seconds: float) -> Iterator[None]:
+    """By a look at the clock before every line: in any thread, at several times the price."""
     end, outer = time.monotonic() + seconds, sys.gettrace()
 
     def watch(*_: Any) -> Any:
@@ -97,18 +185,38 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
+class _Generation(jinja2.ext.Extension):
+    """Hugging Face's {% generation %}, which marks what the assistant writes: here its body, and no more."""
+
+    tags = {"generation"}  # noqa: RUF012  (the base class has a set)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 @functools.cache
 def _compiled(source: str) -> jinja2.Template:
     """A template that can read its arguments and nothing else, with the functions Hugging Face adds."""
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": TODAY.strftime}
     return environment.from_string(source)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
     """JSON as Hugging Face's templates expect it: not escaped for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> None:
@@ -124,7 +232,9 @@ def from_folder(folder: Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises bare Exception
         raise ValueError(f"{path} is not a tokenizer: {error}") from error
-    settings = _json_object(folder / "tokenizer_config.json")
+    backend.no_padding()  # a file may keep that of its training
+    backend.no_truncation()
+    settings = _settings(folder)
     bos, eos = (_special_id(backend, settings.get(f"{name}_token")) for name in ("bos", "eos"))
     return Tokenizer(
         backend=backend,
@@ -132,7 +242,20 @@ def from_folder(folder: Path) -> Tokenizer:
         eos=eos,
         add_bos=_adds_bos(backend, bos),
         chat_template=_template(folder, settings),
+        special=tuple(
+            (name, text)
+            for name in ("unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+            if (text := _token_text(settings.get(name)))
+        ),
     )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`; where it is silent on `bos` or `eos`, what older folders say beside it."""
+    ids = _json_object(folder / "config.json")
+    backend_names = {f"{name}_token": ids.get(f"{name}_token_id") for name in ("bos", "eos")}
+    beside = _json_object(folder / "special_tokens_map.json")
+    return backend_names | beside | _json_object(folder / "tokenizer_config.json")
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -148,8 +271,15 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _special_id(backend: tokenizers.Tokenizer, token: Any) -> int | None:
+    if type(token) is int:  # an id of config.json
+        return token if 0 <= token < backend.get_vocab_size() else None
+    text = _token_text(token)
+    return None if text is None else backend.token_to_id(text)
+
+
+def _token_text(token: Any) -> str | None:
     text = token.get("content") if isinstance(token, dict) else token
-    return backend.token_to_id(text) if isinstance(text, str) else None
+    return text if isinstance(text, str) else None
 
 
 def _adds_bos(backend: tokenizers.Tokenizer, bos: int | None) -> bool:

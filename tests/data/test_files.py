@@ -1,7 +1,9 @@
 """Pairs files: every format is read as what it means, every malformed line is named."""
 
+import gzip
 import json
 import os
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +15,8 @@ from jaxpref.data.files import ChatPair, IdPair, PairsFileError, TextPair
 
 GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
 USER = {"role": "user", "content": "hi"}
+SYSTEM = {"role": "system", "content": ""}
+CALL = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{}"}]}
 HELLO, BYE = ({"role": "assistant", "content": text} for text in ("hello", "bye"))
 
 
@@ -33,6 +37,25 @@ FORMATS = {
     "implicit, one the prefix of the other": (
         {"chosen": "ab", "rejected": "abc"},
         TextPair("a", "b", "bc"),
+    ),
+    "implicit, one the prefix of the other behind a space": (
+        {"chosen": "a b", "rejected": "a bc"},
+        TextPair("a ", "b", "bc"),
+    ),
+    "white space": (GOOD | {"rejected": " \n"}, TextPair("2+2=", "4", " \n")),
+    "an empty system turn": (
+        {"prompt": [SYSTEM, USER], "chosen": "hello", "rejected": "bye"},
+        ChatPair((SYSTEM, USER), (HELLO,), (BYE,)),
+    ),
+    "tools and variables": (
+        {
+            "prompt": [USER],
+            "chosen": [HELLO],
+            "rejected": [CALL],
+            "tools": '[{"name": "f"}]',
+            "chat_template_kwargs": {"thinking": True},
+        },
+        ChatPair((USER,), (HELLO,), (CALL,), ({"name": "f"},), {"thinking": True}),
     ),
     "messages with strings": (
         {"messages": [USER], "chosen": "hello", "rejected": "bye"},
@@ -80,9 +103,17 @@ BAD = {
     "null": (GOOD | {"chosen": None}, "field chosen is missing"),
     "empty response": (GOOD | {"rejected": ""}, "rejected must not be empty"),
     "empty prompt": (GOOD | {"prompt": ""}, "prompt must not be empty"),
-    "blank response": (GOOD | {"rejected": " \n"}, "rejected must not be empty, nor white space alone"),
     "blank prompt": (GOOD | {"prompt": "  "}, "prompt must not be empty"),
-    "blank chat response": ({"messages": [USER], "chosen": " ", "rejected": "b"}, "chosen must not be empty"),
+    "no prompt in common": ({"chosen": [HELLO], "rejected": [BYE]}, "must begin with the same message"),
+    "tools": ({"messages": [USER], "tools": "[1]", "chosen": "a", "rejected": "b"}, "tools must be a list"),
+    "tools that are no JSON": (
+        {"messages": [USER], "tools": "[", "chosen": "a", "rejected": "b"},
+        "tools must be JSON; got string '['",
+    ),
+    "template keyword": (
+        {"messages": [USER], "chat_template_kwargs": {"messages": []}, "chosen": "a", "rejected": "b"},
+        "chat_template_kwargs must be an object without add_generation_prompt and messages",
+    ),
     "null prompt": (GOOD | {"prompt": None}, "prompt must not be null"),
     "beyond float64": (GOOD | {"weight": 10**400}, "weight must be a finite number of at least 0; got 1000"),
     "long value": (GOOD | {"weight": "9" * 1000}, f"got '{'9' * 39}..."),
@@ -136,6 +167,27 @@ def test_skip_bad_lists_the_line_and_keeps_the_others(tmp_path, name):
 def test_an_empty_prompt_may_be_allowed(tmp_path):
     path = write(tmp_path / "pairs.jsonl", GOOD | {"prompt": ""})
     assert files.read_pairs(path, allow_empty_prompt=True).records[0].pair == TextPair("", "4", "5")
+
+
+def test_a_line_that_is_too_long_is_an_error_and_is_never_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_LINE", 1000)
+    path = write(tmp_path / "pairs.jsonl", GOOD, GOOD | {"chosen": "x" * 10**7}, GOOD)
+    with pytest.raises(PairsFileError, match="line 2: a line must not be longer than 1000 bytes"):
+        files.read_pairs(path)
+    tracemalloc.start()
+    assert [record.line for record in files.read_pairs(path, skip_bad=True).records] == [1, 3]
+    assert tracemalloc.get_traced_memory()[1] < 4 * 10**6
+    tracemalloc.stop()
+
+
+def test_gzip_is_read_like_the_file_in_it_and_half_of_one_is_refused(tmp_path):
+    plain = write(tmp_path / "pairs.jsonl", GOOD, GOOD | {"id": "second"})
+    packed = tmp_path / "pairs.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert files.read_pairs(packed).records == files.read_pairs(plain).records
+    packed.write_bytes(gzip.compress(plain.read_bytes())[:40])
+    with pytest.raises(PairsFileError, match="cannot be read"):
+        files.read_pairs(packed)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])

@@ -72,18 +72,24 @@ def _smollm2(path: Path) -> tokenizer.Tokenizer:
     return _loaded[path]
 
 
+def text_row(tiny, prompt, response):
+    """One row of a pair whose other response is like it."""
+    (pair,), _ = encode(tiny, TextPair(prompt, response, response + " 4"))
+    return pair.chosen
+
+
 def test_text_row_is_prompt_then_response_then_end_token(tiny):
-    row = tokenization.encode_text("hello", " world", tiny)
+    row = text_row(tiny, "hello", " world")
     assert (list(row.tokens), row.start, row.merged) == (ids("hello", "Ġworld", "<|im_end|>"), 1, False)
 
 
 def test_end_token_is_not_written_twice(tiny):
-    row = tokenization.encode_text("hello", " world<|im_end|>", tiny)
+    row = text_row(tiny, "hello", " world<|im_end|>")
     assert list(row.tokens) == ids("hello", "Ġworld", "<|im_end|>")
 
 
 def test_a_token_across_the_boundary_belongs_to_the_response(tiny):
-    row = tokenization.encode_text("42hel", "lo", tiny)  # alone "he l", together "hello"
+    row = text_row(tiny, "42hel", "lo")  # alone "he l", together "hello"
     assert (list(row.tokens), row.start, row.merged) == (ids("4", "2", "hello", "<|im_end|>"), 2, True)
 
 
@@ -95,22 +101,36 @@ def test_both_responses_stand_behind_the_same_prompt_tokens_even_if_one_merged(t
 
 
 def test_empty_prompt_gets_one_start_token(tiny):
-    row = tokenization.encode_text("", "hello", tiny)
+    row = text_row(tiny, "", "hello")
     assert (list(row.tokens), row.start) == (ids("<|im_start|>", "hello", "<|im_end|>"), 1)
+
+
+def test_a_prompt_that_merged_with_one_response_leaves_both_behind_the_same_start_token(tiny):
+    (pair,), _ = encode(tiny, TextPair("hel", "lo", "p"))
+    assert list(pair.chosen.tokens) == ids("<|im_start|>", "hello", "<|im_end|>")
+    assert list(pair.rejected.tokens) == ids("<|im_start|>", "he", "l", "p", "<|im_end|>")
+    assert pair.chosen.start == pair.rejected.start == 1
 
 
 def test_bos_is_written_at_most_once(tiny):
     adding = dataclasses.replace(tiny, add_bos=True)
     for prompt in ("hello", "<|im_start|>hello", ""):
-        tokens = tokenization.encode_text(prompt, " world", adding).tokens
+        tokens = text_row(adding, prompt, " world").tokens
         assert tokens[0] == adding.bos and tokens.count(adding.bos) == 1
 
 
-def test_chat_rows_are_what_the_template_writes_up_to_the_end_token(tiny):
-    row = tokenization.encode_chat([USER], [{"role": "assistant", "content": "world"}], tiny)
+@pytest.mark.parametrize(
+    ("after_end", "written"), [("keep", "world<|im_end|>\n"), ("cut", "world<|im_end|>")]
+)
+def test_chat_rows_are_what_the_template_writes_or_that_up_to_the_end_token(tiny, after_end, written):
+    pair = ChatPair((USER,), ({"role": "assistant", "content": "world"},), (USER,))
+    (row,), _ = tokenization.encode_pairs(
+        records(pair), tiny, max_length=100, vocab=len(tiny_model.VOCAB), after_end=after_end
+    )
     text = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    assert tiny.decode(list(row.tokens[: row.start])) == text
-    assert tiny.decode(list(row.tokens[row.start :])) == "world<|im_end|>"  # the template's newline is cut
+    start = row.chosen.start
+    assert tiny.decode(list(row.chosen.tokens)) == text + written
+    assert start == row.rejected.start and text.startswith(tiny.decode(list(row.chosen.tokens[:start])))
 
 
 def test_end_token_stays_in_the_mask_though_padding_has_its_id(tiny):
@@ -146,17 +166,36 @@ def test_truncated_dropped_duplicate_and_tied_pairs_are_counted(tiny):
     pairs = [
         TextPair("42", "hello 42424242", "hello"),  # truncated
         TextPair("4242424242", "hello", "world"),  # no room for a response: dropped
-        TextPair("42", "hellohello 1", "hellohello 2"),  # the difference is cut off: dropped
+        TextPair("42", "hellohello 1", "hellohello 2"),  # the difference is cut off
         TextPair("4", "hello", "2"),
         TextPair("4", "hello", "2"),  # duplicate
+        TextPair("4", "<|im_end|>", "2"),  # the end token alone
     ]
     lines = [
         PairRecord(line=i, id=str(i), pair=pair, columns={"chosen_score": 1.0, "rejected_score": 1.0})
         for i, pair in enumerate(pairs)
     ]
     kept, report = tokenization.encode_pairs(lines, tiny, max_length=5, vocab=len(tiny_model.VOCAB))
-    assert [pair.record.line for pair in kept] == [0, 3, 4]
-    assert report == tokenization.Report(pairs=3, truncated=1, dropped=2, merged=0, duplicates=1, tied=3)
+    assert [pair.record.line for pair in kept] == [0, 2, 3, 4, 5]
+    assert report == tokenization.Report(
+        pairs=5, truncated=2, dropped={"prompt_fills_max_length": 1}, merged=0, duplicates=1, tied=5,
+        indistinct=1, empty=1,
+    )  # fmt: skip
+
+
+def test_a_template_that_drops_the_response_is_a_counted_drop(tiny):
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    deaf = dataclasses.replace(tiny, chat_template=template)
+    pair = ChatPair((USER,), ({"role": "assistant", "content": "a"},), (USER, USER))
+    kept, report = encode(deaf, pair)
+    assert not kept and report.dropped == {"no_response_token": 1}
+
+
+def test_plain_text_needs_an_end_token_and_says_so(tiny):
+    endless = dataclasses.replace(tiny, eos=None)
+    with pytest.raises(tokenization.TokenizationError, match="line 1: the tokenizer must have an end token"):
+        encode(endless, TextPair("a", "b", "c"))
+    assert encode(endless, IdPair((1,), (2,), (3,)))[1].pairs == 1
 
 
 @pytest.mark.parametrize("length", [1, 32, 33, 100, 129, 1000, 5000])
