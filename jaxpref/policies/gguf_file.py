@@ -106,6 +106,17 @@ def _check_rope(values: dict[str, Any], head_dim: int) -> None:
         raise CheckpointError(f"llama.rope.dimension_count must be the head's {head_dim}; got {turned}")
 
 
+def extras(values: dict[str, Any]) -> dict[str, Any]:
+    """What a Hugging Face config says beside the decoder, as `hf_folder.extras` has it."""
+    architecture = values.get("general.architecture")
+    keys = {
+        "bos_token_id": "tokenizer.ggml.bos_token_id",
+        "eos_token_id": "tokenizer.ggml.eos_token_id",
+        "max_position_embeddings": f"{architecture}.context_length",
+    }
+    return {name: values[key] for name, key in keys.items() if type(values.get(key)) is int}
+
+
 def tensors(reader: gguf.GGUFReader, config: TransformerConfig) -> Tensors:
     """Dequantized weights under their Hugging Face names, with q and k in half-split RoPE order."""
     found = {_hf_name(tensor.name): tensor for tensor in reader.tensors}

@@ -1,85 +1,104 @@
 """Hugging Face folders: `config.json` and safetensors, in one file or in shards. Never pickle."""
 
 import json
+import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.flax
 
-from jaxpref import cache
-from jaxpref.policies import families
-from jaxpref.policies.families import CheckpointError, Tensors, from_params
-from jaxpref.policies.transformer import TransformerConfig
+from jaxpref.policies import families, safetensors_file
+from jaxpref.policies.architecture import TransformerConfig
+from jaxpref.policies.families import CheckpointError, Tensors
+from jaxpref.policies.safetensors_file import Entry
 
-DTYPES = ("F32", "F16", "BF16")
+INDEX = "model.safetensors.index.json"
+NAMED = 3  # tensors or files that an error names; it counts the rest
+EXTRAS = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read_config(folder: Path) -> TransformerConfig:
     """The decoder that `config.json` describes, refused where it is of a kind that we do not know."""
     path = folder / "config.json"
+    values = _json_object(path)
+    if (quantized := values.get("quantization_config")) is not None:
+        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise CheckpointError(f"{path}: quantization_config must be absent; got {reprlib.repr(kind)}")
     try:
-        return families.config_of(_json_object(path))
+        return families.config_of(values)
     except CheckpointError as error:
         raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
 
 
+def extras(folder: Path) -> dict[str, Any]:
+    """What an export keeps of `config.json` beside the decoder: no key of it names code to run."""
+    values = _json_object(folder / "config.json")
+    return {key: values[key] for key in EXTRAS if values.get(key) is not None}
+
+
 def tensors(folder: Path, config: TransformerConfig) -> Tensors:
     """Weights of all shards, read one at a time as float32."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    where: dict[str, tuple[Path, str]] = {}
-    canonical = families.weights_of(config).canonical
-    for path in shards(folder):
-        with _open(path) as file:
-            for stored in file.keys():
-                if (name := canonical(stored)) is None:
-                    continue
-                if name in where:
-                    raise CheckpointError(f"{name} must be in one file; it is in {where[name][0].name} too")
-                shapes[name], where[name] = _shape(file, stored), (path, stored)
+    entries = _entries(folder, families.weights_of(config).canonical)
     if config.tied:
-        shapes.pop(families.weights_of(config).head, None)  # some write the tied matrix twice
+        entries.pop(families.weights_of(config).head, None)  # some write the tied matrix twice
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    return Tensors(shapes, lambda name: safetensors_file.read(entries[name]).astype(np.float32, copy=False))
 
-    def read(name: str) -> np.ndarray:
-        path, stored = where[name]
-        with _open(path) as file:
-            return np.asarray(file.get_tensor(stored), np.float32)
 
-    return Tensors(shapes, read)
+def _entries(folder: Path, canonical: Callable[[str], str | None]) -> dict[str, Entry]:
+    """Where every tensor lies, by the name that our tables have for it."""
+    found: dict[str, Entry] = {}
+    stored: dict[str, str] = {}
+    for path in shards(folder):
+        for name, entry in safetensors_file.entries(path).items():
+            stored[name] = path.name
+            if (known := canonical(name)) is None:
+                continue
+            if known in found:
+                raise CheckpointError(f"{known} must be in one file; it is in {found[known].path.name} too")
+            if entry.dtype not in safetensors_file.DTYPES:
+                kinds = ", ".join(safetensors_file.DTYPES)
+                raise CheckpointError(f"{known} must be stored as {kinds}; got {entry.dtype}")
+            found[known] = entry
+    _check_index(folder / INDEX, stored)
+    return found
+
+
+def _check_index(index: Path, stored: dict[str, str]) -> None:
+    weight_map = _weight_map(index) if index.is_file() else {}
+    wrong = [f"{name} in {file}" for name, file in weight_map.items() if stored.get(name) != file]
+    if wrong:
+        first = "; ".join(wrong[:NAMED])
+        raise CheckpointError(f"{index} must name tensors of their files; got {first} ({len(wrong)} such)")
 
 
 def shards(folder: Path) -> list[Path]:
     """The safetensors files of a folder: those that its index names, or the only one there is."""
-    index = folder / "model.safetensors.index.json"
-    names = _indexed(index) if index.is_file() else ["model.safetensors"]
+    index = folder / INDEX
+    names = sorted(set(_weight_map(index).values())) if index.is_file() else ["model.safetensors"]
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index} must name safetensors files of its own folder; got {name!r}")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} must hold {name}; weights in other formats are never loaded")
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        first = ", ".join(absent[:NAMED])
+        raise CheckpointError(f"{folder} must hold {first}{_instead(folder, len(absent))}")
     return [folder / name for name in names]
 
 
-def _indexed(index: Path) -> list[str]:
+def _instead(folder: Path, absent: int) -> str:
+    more = f" ({absent} files are absent)" if absent > NAMED else ""
+    if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+        return f"{more}; {pickles[0]} is pickle, which can run code, and is never loaded: convert it first"
+    return f"{more}; weights in other formats are never loaded"
+
+
+def _weight_map(index: Path) -> dict[str, str]:
     weight_map = _json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} must hold a table weight_map; got {weight_map!r}")
-    return sorted({str(name) for name in weight_map.values()})
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safetensors.safe_open(path, framework="flax")  # NumPy alone has no bfloat16
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file: {error}") from error
-
-
-def _shape(file: Any, name: str) -> tuple[int, ...]:
-    view = file.get_slice(name)
-    if view.get_dtype() not in DTYPES:
-        raise CheckpointError(f"{name} must be stored as {', '.join(DTYPES)}; got {view.get_dtype()}")
-    return tuple(view.get_shape())
+    return {name: str(file) for name, file in weight_map.items()}
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -92,13 +111,3 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object; got {type(value).__name__}")
     return value
-
-
-def save(folder: Path, params: Any, config: TransformerConfig) -> None:
-    """Writes `config.json` and `model.safetensors`, each whole or not at all."""
-    from safetensors.numpy import save_file
-
-    with cache.written_whole(folder / "model.safetensors") as aside:
-        save_file(dict(from_params(params, config)), aside, metadata={"format": "pt"})
-    with cache.written_whole(folder / "config.json") as aside:
-        aside.write_text(json.dumps(families.config_json(config), indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 import tiny_model
 from safetensors.numpy import save_file
 
-from jaxpref.policies import checkpoints, families, hf_folder, transformer
+from jaxpref.policies import checkpoints, families, transformer
 from jaxpref.policies.checkpoints import CheckpointError
 
 UNTIED = dataclasses.replace(tiny_model.CONFIG, tied=False)
@@ -83,15 +83,6 @@ def test_gguf_and_folder_of_one_model_give_equal_logits(tmp_path):
     tokens = jnp.array([[5, 6, 7, 8]])
     first, second = (transformer.logits(model.params, tokens, config=config) for model in models)
     np.testing.assert_array_equal(first, second)
-
-
-def test_saved_folder_is_read_back(tmp_path):
-    config = UNTIED
-    params = transformer.init(jax.random.key(0), config)
-    tiny_model.write_folder(tmp_path, tiny_model.random_weights(config), config)
-    hf_folder.save(tmp_path, params, config)
-    model = checkpoints.load(tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, model.params, dict(params))
 
 
 def test_bfloat16_folders_are_read_as_float32(tmp_path):

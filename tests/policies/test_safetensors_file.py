@@ -28,6 +28,7 @@ def test_files_are_what_the_safetensors_library_writes(tmp_path):
     safetensors_file.write(tmp_path, {"x.safetensors": shapes}, reversed(tensors.items()), "F32")
     assert_same(load_file(tmp_path / "x.safetensors"), tensors)
     entries = safetensors_file.entries(tmp_path / "x.safetensors")
+    assert entries["a"].offset % 8 == 0
     assert_same({name: safetensors_file.read(entry) for name, entry in entries.items()}, tensors)
 
 
