@@ -2,6 +2,7 @@
 
 jaxpref fetch smollm2-135m                      weights into the cache
 jaxpref score --out DIR [--pairs FILE]          log-probabilities and probes of real pairs
+jaxpref export --model M --out DIR              a model, its adapter merged, as a Hugging Face folder
 jaxpref losses                                  the table of losses
 
 Bad input ends with one line and exit code 2; a fetch that fails, or a run that stops, with 1.
@@ -22,7 +23,7 @@ import tyro
 from rich import progress, table
 from rich.console import Console
 
-from jaxpref import fetch, losses, results, score
+from jaxpref import export, fetch, losses, results, score
 from jaxpref.data import files
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -60,6 +61,7 @@ Command = (
         score.Config,
         tyro.conf.subcommand("score", description="Score a pairs file under a model into a run folder."),
     ]
+    | Annotated[export.Config, tyro.conf.subcommand("export", description=export.Config.__doc__)]
     | Annotated[Losses, tyro.conf.subcommand("losses", description=Losses.__doc__)]
 )
 
@@ -80,10 +82,12 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def _run(command: Fetch | score.Config | Losses) -> int:
+def _run(command: Fetch | score.Config | export.Config | Losses) -> int:
     if isinstance(command, Losses):
         print(losses.listing())
         return 0
+    if isinstance(command, export.Config):
+        return _export(command)
     return _fetch(command.model) if isinstance(command, Fetch) else _score(command)
 
 
@@ -93,6 +97,16 @@ def _fetch(model: str) -> int:
     except ValueError as error:
         return _say(str(error), BAD_INPUT)
     print(fetch.fetch(model))
+    return 0
+
+
+def _export(config: export.Config) -> int:
+    try:
+        print(export.run(config))
+    except ValueError as error:
+        return _say(str(error), BAD_INPUT)
+    except OSError as error:  # no room
+        return _say(str(error), FAILED)
     return 0
 
 
