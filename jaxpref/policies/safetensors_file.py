@@ -79,17 +79,29 @@ def write(
       ValueError: a tensor that is not finite, misshapen, unknown or missing, named.
       OSError: no room; says how many bytes were needed and how many were free.
     """
-    places = {name: place for file in files for name, place in _begin(folder / file, files[file], dtype)}
-    needed = sum(math.prod(entry.shape) for entry in places.values()) * DTYPES[dtype].itemsize
+    values = sum(math.prod(shape) for shapes in files.values() for shape in shapes.values())
+    free = shutil.disk_usage(folder).free
     try:
-        for name, array in tensors:
-            _write_one(places.pop(name), name, array)
-        for file in files:
-            _flush(folder / file)
+        _write_all(folder, files, tensors, dtype)
     except OSError as error:
-        raise _no_room(folder, needed, error) from error
+        raise _no_room(folder.parent, values * DTYPES[dtype].itemsize, free, error) from error
+
+
+def _write_all(
+    folder: Path,
+    files: Mapping[str, Mapping[str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    dtype: str,
+) -> None:
+    places = {name: place for file in files for name, place in _begin(folder / file, files[file], dtype)}
+    for name, array in tensors:
+        if name not in places:
+            raise ValueError(f"tensor {name} must have one place in the files, and come once")
+        _write_one(places.pop(name), name, array)
     if places:
         raise ValueError(f"every tensor must be given; {len(places)} are not, {next(iter(places))} the first")
+    for file in files:
+        _flush(folder / file)
 
 
 def _begin(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> list[tuple[str, Entry]]:
@@ -123,10 +135,7 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _no_room(folder: Path, needed: int, error: OSError) -> OSError:
+def _no_room(folder: Path, needed: int, free: int, error: OSError) -> OSError:
     if error.errno not in FULL:
         return error
-    free = shutil.disk_usage(folder).free
-    return OSError(
-        error.errno, f"{needed} bytes are needed for the weights, {free} are free on the disk", str(folder)
-    )
+    return OSError(error.errno, f"the weights need {needed} bytes, {free} were free", str(folder))

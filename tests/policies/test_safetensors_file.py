@@ -18,6 +18,13 @@ def test_a_tensor_that_never_comes_is_named(tmp_path):
         safetensors_file.write(tmp_path, files, [("a", np.ones(2, np.float32))], "F32")
 
 
+@pytest.mark.parametrize("names", ["ac", "aa"])
+def test_a_tensor_without_a_place_is_named(tmp_path, names):
+    tensors = [(name, np.ones(2, np.float32)) for name in names]
+    with pytest.raises(ValueError, match=f"tensor {names[1]} must have one place"):
+        safetensors_file.write(tmp_path, {"x.safetensors": {"a": (2,), "b": (2,)}}, tensors, "F32")
+
+
 def test_files_are_what_the_safetensors_library_writes(tmp_path):
     tensors = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),
