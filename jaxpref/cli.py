@@ -1,6 +1,7 @@
 """The command `jaxpref`.
 
 jaxpref fetch smollm2-135m                      weights into the cache
+jaxpref train --out DIR [--pairs FILE]          tune a model on pairs, with any loss
 jaxpref score --out DIR [--pairs FILE]          log-probabilities and probes of real pairs
 jaxpref export --model M --out DIR              a model, its adapter merged, as a Hugging Face folder
 jaxpref losses                                  the table of losses
@@ -25,6 +26,8 @@ from rich.console import Console
 
 from jaxpref import export, fetch, losses, results, score
 from jaxpref.data import files
+from jaxpref.trainer import command as training
+from jaxpref.trainer.config import Config as TrainConfig
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 SHOWN = 5  # skipped lines that are listed on the terminal; config.json has them all
@@ -61,6 +64,7 @@ Command = (
         score.Config,
         tyro.conf.subcommand("score", description="Score a pairs file under a model into a run folder."),
     ]
+    | Annotated[TrainConfig, tyro.conf.subcommand("train", description=training.DESCRIPTION)]
     | Annotated[export.Config, tyro.conf.subcommand("export", description=export.Config.__doc__)]
     | Annotated[Losses, tyro.conf.subcommand("losses", description=Losses.__doc__)]
 )
@@ -68,8 +72,12 @@ Command = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        command = tyro.cli(Command, prog="jaxpref", description=__doc__, args=argv)  # type: ignore[call-overload]
+        if arguments[:1] == ["train"]:  # its flags may stand over a file's fields
+            return training.main(arguments[1:], _say)
+        command = tyro.cli(Command, prog="jaxpref", description=__doc__, args=arguments)  # type: ignore[call-overload]
+        assert not isinstance(command, TrainConfig)  # `train` was taken above
         return _run(command)
     except fetch.FetchError as error:
         return _say(str(error), FAILED)

@@ -103,8 +103,8 @@ class Config:
     """Train adapters of this rank and leave the weights; the reference is then the model without them."""
     lora_alpha: float = 16.0
     """The adapters' product is scaled by alpha / rank."""
-    lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-    """Layers that get an adapter."""
+    lora_targets: tuple[str, ...] = ()
+    """Layers that get an adapter, such as q k v o gate up down; without it, every dense layer."""
     lora_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -159,7 +159,7 @@ def _check_number(name: str, value: float | int | None) -> None:
     if value is None:
         return
     rule = "at least 1" if name in POSITIVE else "at least 0" if name in NOT_NEGATIVE else "in [0, 1]"
-    low, high = (1 if name in POSITIVE else 0), (1 if name in FRACTIONS else math.inf)
+    low, high = (1.0 if name in POSITIVE else 0.0), (1.0 if name in FRACTIONS else math.inf)
     if name == "lora_alpha":
         rule, low = "above 0", math.ulp(0.0)
     if not (low <= value <= high and math.isfinite(value)):

@@ -78,8 +78,8 @@ def outputs(forward: Forward, params: PyTree, pairs: TokenPairs) -> Outputs:
 def response_tokens(policy: Outputs, pairs: TokenPairs) -> PairTokenLogps:
     """Log-probabilities of the response tokens."""
     masks = pairs.chosen.response_mask, pairs.rejected.response_mask
-    masked = (jnp.where(mask, side.logps, 0.0) for side, mask in zip(policy, masks, strict=True))
-    return PairTokenLogps(*masked, *masks)
+    chosen, rejected = (jnp.where(mask, side.logps, 0.0) for side, mask in zip(policy, masks, strict=True))
+    return PairTokenLogps(chosen, rejected, *masks)
 
 
 def pair_losses(objective: Objective, policy: Outputs, batch: Batch, totals: Totals) -> Array:

@@ -85,7 +85,7 @@ def make_programs(
         slopes=jax.jit(slopes),
         pull_back=jax.jit(pull_back),
         add=jax.jit(optax.tree.add, donate_argnums=0),
-        update=jax.jit(update, donate_argnums=(0, 1)),
+        update=jax.jit(update, donate_argnums=0),
         logps=jax.jit(lambda out, batch: response_logps(objective, out, batch)),
     )
 

@@ -1,0 +1,136 @@
+"""The losses that a config names, with their modifiers and hyperparameters, as one objective."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpref import losses
+from jaxpref.losses import modifiers, trl_names
+from jaxpref.pairs import PairLogps, PairTokenLogps
+from jaxpref.trainer.config import Config
+from jaxpref.trainer.objective import LossInputs, Objective
+
+KL = "kl"  # the hyperparameter that is estimated at every step unless a user sets it
+STRENGTHS = ("beta", "tau")  # what scales the reward: IPO calls it tau
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One loss of a weighted sum."""
+
+    key: str
+    weight: float
+    values: Mapping[str, float]  # hyperparameters that differ from the loss's defaults
+    prompt_nll: float = 0.0
+
+    @property
+    def entry(self) -> losses.Objective:
+        """The loss's line of the table."""
+        return losses.get(self.key)
+
+    @property
+    def estimates_kl(self) -> bool:
+        """Whether the KL to the reference has to be estimated at every step."""
+        return KL in self.entry.hyperparameters and KL not in self.values
+
+    @property
+    def beta(self) -> float:
+        """Scale of the reward."""
+        values = {**self.entry.hyperparameters, **self.values}
+        return float(next((values[name] for name in STRENGTHS if name in values), 1.0))
+
+
+def bind(config: Config) -> Objective:
+    """The objective of a run. Raises ValueError: unknown loss or hyperparameter, value out of range."""
+    terms = _terms(config)
+    keys = [term.key for term in terms]
+    modifiers.check_divergence(config.divergence, keys)
+    if config.wpo:
+        modifiers.check_wpo(keys)
+    return Objective(
+        losses=functools.partial(_losses, terms, config),
+        response_logps=functools.partial(_response_logps, config.ld_alpha),
+        beta=terms[0].beta,
+        needs_reference=any("reference" in term.entry.needs for term in terms),
+        averaged=terms[0].entry.averaged,
+        batchwise=any(term.entry.batchwise for term in terms),
+        prompt_nll=config.prompt_nll + sum(term.weight * term.prompt_nll for term in terms),
+        mismatched=any(term.estimates_kl for term in terms),
+    )
+
+
+def _terms(config: Config) -> tuple[Term, ...]:
+    given = [_assignment(text) for text in config.loss_args]
+    found = [
+        _term(name, weight, config, given) for name, weight in zip(config.loss, config.weights, strict=True)
+    ]
+    for name, value in given:
+        if not any(_own(name, loss, term.key) for loss, term in zip(config.loss, found, strict=True)):
+            choices = ", ".join(sorted({h for term in found for h in term.entry.hyperparameters})) or "none"
+            raise ValueError(f"loss_args of {', '.join(config.loss)} are {choices}; got {name}={value:g}")
+    return tuple(found)
+
+
+def _assignment(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"loss_args must be name=number; got {text!r}") from None
+
+
+def _term(name: str, weight: float, config: Config, given: Sequence[tuple[str, float]]) -> Term:
+    key, fixed = trl_names.resolve(name)
+    values = dict(fixed)
+    beta = trl_names.own_name(name, "beta")
+    if config.beta is not None and beta in losses.get(key).hyperparameters:
+        values[beta] = config.beta
+    values |= {own: value for text, value in given if (own := _own(text, name, key))}
+    losses.bind(key, **values)  # checks names and ranges now
+    theirs = trl_names.find(name)
+    return Term(key, weight, values, 0.0 if theirs is None else theirs.prompt_nll)
+
+
+def _own(text: str, loss: str, key: str) -> str | None:
+    """Our name of the hyperparameter that `name` or `loss.name` means to this loss; None if it means none."""
+    of, dot, name = text.rpartition(".")
+    own = trl_names.own_name(loss, name)
+    return own if own in losses.get(key).hyperparameters and (not dot or of in (loss, key)) else None
+
+
+def _losses(
+    terms: Sequence[Term], config: Config, tokens: PairTokenLogps, inputs: LossInputs, log_sum_sq: PairLogps
+) -> Array:
+    """Weighted sum of the losses of each pair, [pairs]."""
+    policy: Any = tokens if config.ld_alpha is None else _response_logps(config.ld_alpha, tokens)
+    with_reference = _diverged(config, policy, inputs)
+    total = jnp.zeros(tokens.chosen.shape[0])
+    for term in terms:  # a likelihood has no log-ratio that another divergence or LD-DPO could change
+        seen = with_reference if "reference" in term.entry.needs else (tokens, inputs)
+        total = total + term.weight * _bound(term, inputs)(*seen)
+    return total * modifiers.wpo_weights(tokens, log_sum_sq) if config.wpo else total
+
+
+def _bound(term: Term, inputs: LossInputs) -> Any:
+    estimated = {KL: jax.lax.stop_gradient(inputs.kl)} if term.estimates_kl else {}
+    return losses.bind(term.key, **term.values, **estimated)
+
+
+def _response_logps(ld_alpha: float | None, tokens: PairTokenLogps) -> PairLogps:
+    return tokens.sum() if ld_alpha is None else modifiers.length_desensitized(tokens, alpha=ld_alpha)
+
+
+def _diverged(config: Config, policy: Any, inputs: LossInputs):
+    """Where the penalty is not the reverse KL, its scores take the place of the log-ratios."""
+    if config.divergence == "reverse_kl" or inputs.reference is None:
+        return policy, inputs
+    whole = policy.sum() if isinstance(policy, PairTokenLogps) else policy
+    scores = modifiers.divergence_scores(
+        whole, inputs.reference, kind=config.divergence, alpha=config.divergence_alpha
+    )
+    return scores, inputs._replace(reference=jax.tree.map(jnp.zeros_like, scores))

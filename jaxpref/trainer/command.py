@@ -1,0 +1,127 @@
+"""`jaxpref train` on a terminal: flags over a file's fields, a progress bar, signals, one-line errors."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich import progress
+from rich.console import Console
+
+from jaxpref import results
+from jaxpref.trainer import config as configs
+from jaxpref.trainer import run as runs
+from jaxpref.trainer.config import Config
+from jaxpref.trainer.prepare import Prepared, prepare
+from jaxpref.trainer.reference import ReferenceError
+from jaxpref.trainer.snapshots import SnapshotError
+
+BAD_INPUT, FAILED, STOPPED = 2, 1, 143  # the last as shells report a process that SIGTERM ended
+SHOWN = (
+    "loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
+    "logps/rejected", "logps/chosen_delta", "logps/rejected_delta", "ranking/accuracy", "grad_norm",
+)  # fmt: skip
+Say = Callable[[str, int], int]
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """Flags, over the fields of `--config FILE` where it is given.
+
+    Raises:
+      ValueError: a file or a value that cannot be used.
+      SystemExit: tyro has printed what is wrong with the flags, or the help.
+    """
+    path, flags = _config_file(list(arguments))
+    fields = {} if path is None else configs.read_file(Path(path))
+    missing = {} if "out" in fields else {"out": tyro.MISSING}
+    default = _unchecked(**(fields | missing))
+    return tyro.cli(Config, prog="jaxpref train", args=flags, default=default, description=DESCRIPTION)
+
+
+DESCRIPTION = (
+    "Tune a language model on preference pairs. --config FILE takes any of these from a TOML or JSON file, "
+    "or from the config.json of another run; flags go before it."
+)
+
+
+def _config_file(arguments: list[str]) -> tuple[str | None, list[str]]:
+    for i, argument in enumerate(arguments):
+        if argument == "--config":
+            if i + 1 == len(arguments):
+                raise ValueError("config must name a TOML or JSON file; got nothing")
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config="), arguments[:i] + arguments[i + 1 :]
+    return None, arguments
+
+
+def _unchecked(**fields: Any) -> Config:
+    """A config as tyro's default: `out` may be missing yet, and flags may mend what a file has wrong."""
+    made = object.__new__(Config)
+    for field in dataclasses.fields(Config):
+        object.__setattr__(made, field.name, fields.get(field.name, field.default))
+    return made
+
+
+def main(arguments: Sequence[str], say: Say) -> int:
+    """Runs the command; `say(message, code)` prints one line and returns the code."""
+    try:
+        prepared = prepare(parse(arguments))
+    except (ValueError, OSError) as error:  # all that can be wrong with the input, before anything is written
+        return say(str(error), BAD_INPUT)
+    console = Console()
+    _tell_input(console, prepared)
+    try:
+        with _watched() as watch:
+            runs.run(prepared, watch)
+    except runs.Preempted as stopped:
+        return say(str(stopped), STOPPED)
+    except (FloatingPointError, SnapshotError, ReferenceError, OSError, ValueError) as error:
+        return say(str(error), FAILED)
+    _tell_results(console, prepared.config.out)
+    return 0
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[runs.Watch]:
+    """A progress bar with an estimate; SIGTERM, which comes before a machine is taken away, asks to stop."""
+    asked = threading.Event()
+    before = _on_term(lambda *_: asked.set())
+    columns = (*progress.Progress.get_default_columns(), progress.TimeElapsedColumn())
+    try:
+        with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("starting", total=1.0)
+            tell = lambda fraction, text: bar.update(task, completed=fraction, description=text)
+            yield runs.Watch(tell=tell, stop=asked.is_set)
+    finally:
+        _on_term(before)
+
+
+def _on_term(handler: Any) -> Any:
+    """Signals are the main thread's; anywhere else (a notebook's worker, a test) nobody can be asked."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+
+def _tell_input(console: Console, prepared: Prepared) -> None:
+    config, report = prepared.config, dataclasses.asdict(prepared.train.report)
+    counts = [f"{name} {count}" for name, count in report.items() if count and name != "pairs"]
+    losses = " + ".join(config.loss)
+    what = f"{len(prepared.train)} pairs of {config.pairs.name}, {losses}, {prepared.model.name}"
+    line = f"{what}, {prepared.steps} steps"
+    console.print(line + (f" ({', '.join(counts)})" if counts else ""), highlight=False, markup=False)
+
+
+def _tell_results(console: Console, out: Path) -> None:
+    rows = [row for row in results.Run(out).rows if "loss" in row]
+    if rows:
+        first, last = rows[0], rows[-1]
+        for name in SHOWN:
+            if name in last:
+                console.print(f"  {name:24} {first[name]:>12.5g} -> {last[name]:.5g}", highlight=False)
+    console.print(f"{out}: metrics.jsonl, config.json, checkpoints", highlight=False, markup=False)

@@ -1,0 +1,110 @@
+"""All input of a training run, read and checked before anything is written."""
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import jax
+from jax import Array
+from jaxtyping import PyTree
+
+from jaxpref import cache, logps, results
+from jaxpref.data import order, pair_set
+from jaxpref.data.pair_set import PairSet
+from jaxpref.policies import checkpoints, lora, transformer
+from jaxpref.policies.checkpoints import LanguageModel
+from jaxpref.policies.transformer import TransformerConfig
+from jaxpref.results import RunId
+from jaxpref.score import check_place, resolve_model
+from jaxpref.trainer import binding
+from jaxpref.trainer.config import Config, settings
+from jaxpref.trainer.objective import Forward, Objective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run is made of. A run uses up the model's parameters: the first update overwrites them."""
+
+    config: Config
+    model: LanguageModel
+    reference: LanguageModel | None  # None where the reference is the model before the first step
+    train: PairSet
+    evaluation: PairSet | None
+    objective: Objective
+    adapters: PyTree | None  # before the first step
+    steps: int
+    run: RunId
+
+
+def prepare(config: Config) -> Prepared:
+    """Raises ValueError, naming what is wrong with the input."""
+    bound = binding.bind(config)
+    check_place(config.out)
+    model = _load(config.model, config)
+    other = None if config.reference is None else _load(config.reference, config)
+    train_set = _pairs(config, model, config.pairs, config.limit)
+    held_out = None if config.eval_pairs is None else _pairs(config, model, config.eval_pairs, None)
+    run = _run_id(config, model, other, train_set, held_out)
+    results.is_finished(config.out, run)  # raises where the folder holds another run
+    return Prepared(
+        config=config, model=model, reference=other, train=train_set, evaluation=held_out, objective=bound,
+        adapters=_adapters(config, model), steps=num_steps(config, len(train_set)), run=run,
+    )  # fmt: skip
+
+
+def num_steps(config: Config, num_pairs: int) -> int:
+    """Optimizer steps; a last epoch of a fraction ends where it ends."""
+    return config.steps or math.ceil(config.epochs * order.steps_per_epoch(num_pairs, config.batch_size))
+
+
+def _load(model: str, config: Config) -> LanguageModel:
+    loaded = checkpoints.load(resolve_model(model), name=Path(model).name)
+    changed = dataclasses.replace(loaded.config, remat=config.remat, dtype=config.dtype)
+    return dataclasses.replace(loaded, config=changed)
+
+
+def _pairs(config: Config, model: LanguageModel, path: Path, limit: int | None) -> PairSet:
+    return pair_set.prepare(
+        path, model.tokenizer, max_length=config.max_length, vocab=model.config.vocab, limit=limit,
+        skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt,
+        cache=cache.cache_dir() / "tokens",
+    )  # fmt: skip
+
+
+def _run_id(config: Config, model, other, train_set: PairSet, held_out: PairSet | None) -> RunId:
+    """A run is its settings, weights and pairs; not its code, whose change must not cost checkpoints."""
+    hashes = {
+        "weights_sha256": model.weights_sha256,
+        "reference_sha256": None if other is None else other.weights_sha256,
+        "pairs_sha256": train_set.sha256,
+        "eval_pairs_sha256": None if held_out is None else held_out.sha256,
+    }
+    return RunId(study="train", question=model.name, preset="", config=settings(config) | hashes)
+
+
+def _adapters(config: Config, model: LanguageModel) -> PyTree | None:
+    if config.lora_rank is None:
+        return None
+    return lora.init(jax.random.key(config.seed), model.params, lora_config(config, model.params))
+
+
+def lora_config(config: Config, params: PyTree) -> lora.LoraConfig:
+    """The adapters' settings; their layers are all dense ones unless the config names some."""
+    assert config.lora_rank is not None
+    every = dict.fromkeys(path[-1] for path in lora.dense_layers(params))
+    return lora.LoraConfig(
+        rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets or tuple(every),
+        rslora=config.lora_rslora,
+    )  # fmt: skip
+
+
+def forward_of(model_config: TransformerConfig) -> Forward:
+    """`forward(params, tokens)`: statistics of every token."""
+
+    def forward(params: PyTree, tokens: Array) -> logps.TokenStatistics:
+        states = transformer.hidden(params, tokens, config=model_config)
+        head = functools.partial(transformer.head, params, config=model_config)
+        return logps.token_statistics(states, tokens, head)
+
+    return forward

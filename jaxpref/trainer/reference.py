@@ -1,0 +1,117 @@
+"""Log-probabilities of the frozen reference: computed once, shared by every run, found again half done."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpref import cache, results
+from jaxpref.data.pair_set import PairSet
+from jaxpref.pairs import PairLogps
+from jaxpref.trainer import pieces
+from jaxpref.trainer.objective import Batch
+
+VERSION = 1  # of what is stored; raise it when the same key comes to mean other numbers
+Score = Callable[[Batch], PairLogps]
+
+
+class ReferenceError(ValueError):
+    """Stored log-probabilities that are not those of this reference and these pairs."""
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """A name for the numbers that `settings` determine: weights, token ids, dtype, how tokens are summed."""
+    text = json.dumps({"version": VERSION, **settings}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def logps(
+    pair_set: PairSet,
+    settings: Mapping[str, Any],
+    score: Score,
+    *,
+    folder: Path,
+    size: int,
+    progress: Callable[[float], None],
+) -> np.ndarray:
+    """Both responses' log-probabilities under the reference, [pairs, 2] float32, nats.
+
+    Args:
+      settings: what the numbers depend on; a file made under others is never read.
+      score: a batch to the log-probabilities of its pairs.
+      folder: holds a file a key; a pass that was interrupted goes on behind its last batch.
+
+    Raises:
+      ReferenceError: the stored file is damaged, or somebody changed it.
+    """
+    path = folder / f"{key_of(settings)}.npy"
+    if path.exists():
+        return _read(path, settings, len(pair_set))
+    folder.mkdir(parents=True, exist_ok=True)
+    table = _unfinished(path.with_suffix(".partial"), len(pair_set))
+    _fill(table, pair_set, score, size, progress)
+    _store(path, np.asarray(table), settings)
+    path.with_suffix(".partial").unlink(missing_ok=True)
+    return _read(path, settings, len(pair_set))
+
+
+def _unfinished(path: Path, num_pairs: int) -> np.memmap:
+    """The table of an interrupted pass, nan where nothing was computed yet."""
+    size = num_pairs * 2 * np.dtype(np.float32).itemsize
+    if not path.exists() or path.stat().st_size != size:
+        with cache.written_whole(path) as aside:
+            np.full((num_pairs, 2), np.nan, np.float32).tofile(aside)
+    return np.memmap(path, np.float32, "r+", shape=(num_pairs, 2))
+
+
+def _fill(table: np.memmap, pair_set: PairSet, score: Score, size: int, progress) -> None:
+    order = np.argsort(pair_set.lengths.max(-1), kind="stable")
+    for part in pieces.spans(order, size):
+        if np.isnan(table[part]).any():
+            (batch,) = pieces.cut(pair_set, part, size, None)
+            found = np.stack([np.asarray(side)[: len(part)] for side in score(batch)], axis=-1)
+            _check_finite(found, part, pair_set)
+            table[part] = found
+            table.flush()
+        progress(np.count_nonzero(~np.isnan(table[:, 0])) / len(table))
+
+
+def _check_finite(found: np.ndarray, part: np.ndarray, pair_set: PairSet) -> None:
+    bad = part[~np.isfinite(found).all(-1)]
+    if len(bad):
+        names = ", ".join(pair_set.ids[i] for i in bad[:5].tolist())
+        raise FloatingPointError(f"the reference's log-probabilities are not finite for the pairs {names}")
+
+
+def _store(path: Path, table: np.ndarray, settings: Mapping[str, Any]) -> None:
+    """The numbers first: a file without its description is not there."""
+    with cache.written_whole(path.with_suffix(".data")) as aside, aside.open("wb") as file:
+        np.save(file, table)
+    described = {
+        "settings": dict(settings),
+        "pairs": len(table),
+        "sha256": results.file_sha256(path.with_suffix(".data")),
+    }
+    results.write_json(path.with_suffix(".json"), described)
+    os.replace(path.with_suffix(".data"), path)
+
+
+def _read(path: Path, settings: Mapping[str, Any], num_pairs: int) -> np.ndarray:
+    advice = f"remove {path} to have it computed anew"
+    try:
+        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        stored, sha256 = described["settings"], described["sha256"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ReferenceError(f"{path} must have its description beside it; {advice}") from error
+    if differing := results.config_difference(stored, settings):
+        raise ReferenceError(f"{path} is of another reference ({'; '.join(differing)}); {advice}")
+    if results.file_sha256(path) != sha256:
+        raise ReferenceError(f"{path} was changed after it was written; {advice}")
+    table = np.load(path, allow_pickle=False)
+    if table.shape != (num_pairs, 2) or not np.isfinite(table).all():
+        raise ReferenceError(f"{path} must hold {num_pairs} finite pairs; got shape {table.shape}; {advice}")
+    return table

@@ -1,0 +1,234 @@
+"""The training run: step, measure, save, and go on where it was."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpref import results, train
+from jaxpref.data import order
+from jaxpref.data.pair_set import PairSet
+from jaxpref.provenance import provenance
+from jaxpref.results import RunWriter
+from jaxpref.trainer import export, objective, pieces, setup, sinks, steps
+from jaxpref.trainer.objective import Batch, Sums
+from jaxpref.trainer.prepare import Prepared
+from jaxpref.trainer.setup import Setup
+from jaxpref.trainer.snapshots import Snapshots
+
+SHOWN = 5  # pairs that a message names
+
+
+class Preempted(Exception):
+    """The run was told to stop, and has saved."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who looks on: `tell(fraction, text)`; and whether the run was asked to stop."""
+
+    tell: Callable[[float, str], None] = lambda fraction, text: None
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclasses.dataclass
+class Loop:
+    """A run under way. What changes is `state` and `num_tokens`; a checkpoint holds both."""
+
+    setup: Setup
+    saved: Snapshots
+    writer: RunWriter
+    watch: Watch
+    sinks: Sequence[sinks.Sink]
+    state: train.TrainState
+    num_tokens: int
+
+    @property
+    def prepared(self) -> Prepared:
+        return self.setup.prepared
+
+
+def run(prepared: Prepared, watch: Watch | None = None) -> Path:
+    """Trains into the run folder; at once if the folder holds this run already.
+
+    Raises:
+      Preempted: it was asked to stop; all is saved, and the same call goes on.
+      FloatingPointError: a loss or a gradient was not finite; names step, pairs and last checkpoint.
+      SnapshotError, ReferenceError: as their modules say.
+    """
+    out, config, watch = prepared.config.out, prepared.config, watch or Watch()
+    if results.is_finished(out, prepared.run):
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writer = RunWriter(out, prepared.run, provenance(), watch.tell, keep=True)
+    folder = results.partial_folder(out)
+    saved = Snapshots(folder / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best)
+    writer.forget(saved.latest or 0)
+    made = setup.set_up(prepared, watch.tell)
+    state, notes = setup.initial_state(made, saved)
+    others = sinks.of(config, prepared.run, folder)
+    loop = Loop(made, saved, writer, watch, others, state, notes["num_tokens"])
+    train_to_end(loop)
+    export.write(prepared, loop.state.params, folder)
+    writer.note(**_notes(made))
+    writer.finish()
+    return out
+
+
+def train_to_end(loop: Loop) -> None:
+    """Metrics of step k are those of the parameters after k updates; so are those of an evaluation."""
+    first, last = int(loop.state.step), loop.prepared.steps
+    for step in range(first, last + 1):
+        loss = evaluate(loop, step) if _evaluation_due(loop, step) else None
+        if _save_due(loop, step, first, loss):
+            save(loop, loss)
+        if step < last:
+            _stop_if_asked(loop, step)
+            train_step(loop, step)
+    loop.saved.wait()
+    loop.saved.close()
+
+
+def _every(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def _evaluation_due(loop: Loop, step: int) -> bool:
+    config, ends = loop.prepared.config, (0, loop.prepared.steps)
+    return loop.prepared.evaluation is not None and (step in ends or _every(step, config.eval_every))
+
+
+def _save_due(loop: Loop, step: int, first: int, eval_loss: float | None) -> bool:
+    config = loop.prepared.config
+    best = config.keep_best and eval_loss is not None
+    return step == loop.prepared.steps or (step > first and (best or _every(step, config.save_every)))
+
+
+def save(loop: Loop, eval_loss: float | None = None) -> None:
+    """Begins a checkpoint of the state as it is."""
+    notes = {
+        "num_tokens": loop.num_tokens,
+        "seed": loop.prepared.config.seed,  # with the step it gives the position in the data
+        "reference_key": loop.setup.reference_keys,
+    }
+    loop.saved.save(loop.state, notes, eval_loss)
+
+
+def _stop_if_asked(loop: Loop, step: int) -> None:
+    if loop.watch.stop():
+        save(loop)
+        loop.saved.wait()
+        raise Preempted(f"stopped before step {step}, which is saved; the same command goes on from there")
+
+
+def train_step(loop: Loop, step: int) -> None:
+    """One update; raises before its metrics are written if they are not finite."""
+    began, made, config = time.perf_counter(), loop.setup, loop.prepared.config
+    pair_set = loop.prepared.train
+    indices = order.batch_indices(
+        len(pair_set), config.batch_size, seed=config.seed, step=step, shuffle=config.shuffle
+    )
+    batches = setup.batches_of(made, pair_set, "train", indices)
+    totals = steps.step_totals(batches, setup.mismatch_kl(made, pair_set, indices, loop.state.params))
+    at_reference = step == 0 and loop.prepared.reference is None
+    found = steps.step_gradients(
+        made.programs, loop.prepared.objective, loop.state.params, made.frozen, batches, totals, at_reference
+    )
+    loop.state, norm = made.programs.update(loop.state, found.grads)
+    _check_finite(loop, step, indices, batches, found.losses, float(norm))
+    if at_reference and objective.GAP in found.sums:
+        setup.check_gap(found.sums, config.dtype)
+    tokens = int(pair_set.lengths[indices].sum())
+    loop.num_tokens += tokens
+    metrics = _means(found.sums) | {
+        "grad_norm": float(norm), "learning_rate": float(made.rate(step)), "num_tokens": loop.num_tokens,
+        "epoch": (step + 1) / order.steps_per_epoch(len(pair_set), config.batch_size),
+    } | ({"kl": max(float(totals.kl), 0.0)} if loop.prepared.objective.mismatched else {})  # fmt: skip
+    _write(loop, step, metrics)
+    _tell(loop, step, metrics["loss"], tokens / (time.perf_counter() - began))
+
+
+def evaluate(loop: Loop, step: int) -> float:
+    """Means over all held-out pairs, weighted by example; returns the loss."""
+    pair_set = loop.prepared.evaluation
+    assert pair_set is not None
+    at_reference = step == 0 and loop.prepared.reference is None
+    sums: Sums = {}
+    for indices in pieces.spans(np.arange(len(pair_set)), loop.prepared.config.batch_size):
+        part = _measured(loop, pair_set, indices, at_reference)
+        sums = part if not sums else jax.tree.map(jnp.add, sums, part)
+    metrics = {f"eval_{name}": value for name, value in _means(sums).items()}
+    if not np.isfinite(metrics["eval_loss"]):
+        raise FloatingPointError(f"step {step}: eval_loss is not finite; {_last_checkpoint(loop)}")
+    _write(loop, step, metrics)
+    return metrics["eval_loss"]
+
+
+def _measured(loop: Loop, pair_set: PairSet, indices: np.ndarray, at_reference: bool) -> Sums:
+    made, params = loop.setup, loop.state.params
+    batches = setup.batches_of(made, pair_set, "eval", indices)
+    totals = steps.step_totals(batches, setup.mismatch_kl(made, pair_set, indices, params))
+    return steps.measure_step(
+        made.programs, loop.prepared.objective, params, made.frozen, batches, totals, at_reference
+    )
+
+
+def _means(sums: Sums) -> dict[str, float]:
+    means = objective.finish({name: total for name, total in sums.items() if name != objective.GAP})
+    return {name: float(value) for name, value in jax.device_get(means).items()}
+
+
+def _check_finite(
+    loop: Loop, step: int, indices: np.ndarray, batches: Sequence[Batch], losses: Sequence[Any], norm: float
+) -> None:
+    """Names the pairs whose loss is no number; where only the gradient is none, the pairs of the step."""
+    real = np.concatenate([batch.weights for batch in batches]) > 0
+    values = np.concatenate([np.asarray(part) for part in losses])[real]
+    names = np.array(pieces.ids(loop.prepared.train, indices))[_weighted(loop, indices)]
+    bad = names[~np.isfinite(values)]
+    if not len(bad) and np.isfinite(norm):
+        return
+    what = "loss" if len(bad) else "gradient"
+    listed = ", ".join((bad if len(bad) else names)[:SHOWN])
+    raise FloatingPointError(
+        f"step {step}: the {what} of the pairs {listed} is not finite; {_last_checkpoint(loop)}"
+    )
+
+
+def _weighted(loop: Loop, indices: np.ndarray) -> np.ndarray:
+    """True on those of a step's pairs, in the order of its pieces, that have a weight above 0."""
+    pair_set = loop.prepared.train
+    return pair_set.weights[pieces.in_order(pair_set, indices)] > 0
+
+
+def _last_checkpoint(loop: Loop) -> str:
+    if loop.saved.latest is None:
+        return "there is no checkpoint yet"
+    return f"the last checkpoint is that of step {loop.saved.latest} in {loop.saved.folder}"
+
+
+def _write(loop: Loop, step: int, metrics: dict[str, float]) -> None:
+    loop.writer.write(metrics, step=step)
+    sinks.tell(loop.sinks, step, metrics)
+
+
+def _tell(loop: Loop, step: int, loss: float, tokens_per_second: float) -> None:
+    """To who looks on, not to metrics.jsonl: a resumed run's is the same file as an uninterrupted one's."""
+    text = f"step {step + 1}/{loop.prepared.steps}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s"
+    loop.watch.tell((step + 1) / loop.prepared.steps, text)
+
+
+def _notes(made: Setup) -> dict[str, Any]:
+    sets = {"pairs": made.prepared.train, "eval_pairs": made.prepared.evaluation}
+    present = {name: pair_set for name, pair_set in sets.items() if pair_set is not None}
+    return {
+        "tokenization": {name: dataclasses.asdict(s.report) for name, s in present.items()},
+        "bad_lines": {name: [dataclasses.asdict(bad) for bad in s.bad] for name, s in present.items()},
+        "model": dataclasses.asdict(made.prepared.model.config),
+        "reference_key": made.reference_keys,
+    }

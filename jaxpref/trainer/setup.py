@@ -1,0 +1,153 @@
+"""What a run has before its first step: compiled programs, the reference's log-probabilities, the state."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from jaxpref import cache, train
+from jaxpref.data.pair_set import PairSet
+from jaxpref.pairs import PairLogps
+from jaxpref.policies import lora
+from jaxpref.trainer import objective, optimizers, pieces, reference, steps
+from jaxpref.trainer.objective import Batch, Sums
+from jaxpref.trainer.prepare import Prepared, forward_of, lora_config
+from jaxpref.trainer.snapshots import Snapshots
+
+Tell = Callable[[float, str], None]
+Score = Callable[[Batch], PairLogps]
+# Nats a pair, both responses, between a stored reference and the policy that it is; rounding stays far below.
+LARGEST_GAP = {"float32": 0.01, "bfloat16": 3.0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What stays the same from step to step."""
+
+    prepared: Prepared
+    programs: steps.Programs
+    optimizer: optax.GradientTransformation
+    rate: optax.Schedule
+    trained: PyTree  # before the first step
+    frozen: PyTree
+    size: int  # pairs of a forward and backward pass
+    references: dict[str, np.ndarray | None]  # of "train" and "eval": [pairs, 2], nats
+    reference_keys: dict[str, str]
+    score_reference: Score | None  # kept where a loss asks for the reference of other rows at each step
+
+
+def set_up(prepared: Prepared, tell: Tell) -> Setup:
+    """Computes or finds the reference's log-probabilities, where the loss has a reference."""
+    config = prepared.config
+    rate = optimizers.schedule(config, prepared.steps)
+    optimizer = optimizers.make_optimizer(config, rate)
+    forward = forward_of(prepared.model.config)
+    programs = steps.make_programs(forward, combine(prepared), prepared.objective, optimizer)
+    trained, frozen = prepared.model.params, {}
+    if prepared.adapters is not None:
+        trained, frozen = prepared.adapters, prepared.model.params
+    size = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    score = reference_score(prepared, programs, trained, frozen)
+    references, keys = _references(prepared, score, size, tell)
+    return Setup(
+        prepared=prepared, programs=programs, optimizer=optimizer, rate=rate, trained=trained, frozen=frozen,
+        size=size, references=references, reference_keys=keys,
+        score_reference=score if prepared.objective.mismatched else None,
+    )  # fmt: skip
+
+
+def combine(prepared: Prepared) -> steps.Combine:
+    """What is trained and what is frozen, as the policy's parameters."""
+    if prepared.adapters is None:
+        return lambda trained, frozen: trained
+    settings = lora_config(prepared.config, prepared.model.params)
+    return lambda trained, frozen: lora.attach(frozen, trained, settings)
+
+
+def reference_score(prepared: Prepared, programs: steps.Programs, trained: PyTree, frozen: PyTree) -> Score:
+    """A batch to the reference's log-probabilities."""
+    if (
+        prepared.objective.mismatched
+    ):  # the first update overwrites the parameters; these are needed to the end
+        trained = jax.tree.map(lambda x: x.copy(), trained)
+    if prepared.reference is None:
+        return lambda batch: programs.logps(programs.outputs(trained, frozen, batch), batch)
+    other, forward = prepared.reference.params, forward_of(prepared.reference.config)
+    outputs = jax.jit(lambda params, batch: objective.outputs(forward, params, batch.pairs))
+    return lambda batch: programs.logps(outputs(other, batch), batch)
+
+
+def _references(prepared: Prepared, score: Score, size: int, tell: Tell):
+    sets: dict[str, PairSet | None] = {"train": prepared.train, "eval": prepared.evaluation}
+    if not prepared.objective.needs_reference:
+        return dict.fromkeys(sets), {}
+    folder = prepared.config.reference_cache or cache.cache_dir() / "references"
+    tables: dict[str, np.ndarray | None] = {}
+    keys = {}
+    for name, pair_set in sets.items():
+        if pair_set is None:
+            tables[name] = None
+            continue
+        settings = reference_settings(prepared, pair_set)
+        progress = lambda fraction, name=name: tell(fraction, f"reference of {name}")
+        tables[name] = reference.logps(pair_set, settings, score, folder=folder, size=size, progress=progress)
+        keys[name] = reference.key_of(settings)
+    return tables, keys
+
+
+def reference_settings(prepared: Prepared, pair_set: PairSet) -> dict[str, Any]:
+    """What the reference's log-probabilities of these pairs depend on."""
+    model = prepared.reference or prepared.model
+    return {
+        "weights_sha256": model.weights_sha256,
+        "pairs_sha256": pair_set.sha256,
+        "dtype": prepared.config.dtype,
+        "ld_alpha": prepared.config.ld_alpha,
+    }
+
+
+def initial_state(setup: Setup, saved: Snapshots) -> tuple[train.TrainState, dict[str, Any]]:
+    """The newest checkpoint with its notes, or step 0."""
+    start = lambda: train.init_state(setup.trained, setup.optimizer)
+    if saved.latest is None:
+        return start(), {"num_tokens": 0}
+    state, notes = saved.restore(jax.eval_shape(start))
+    if notes["reference_key"] != setup.reference_keys:
+        raise reference.ReferenceError(
+            f"the checkpoint in {saved.folder} was made with the reference {notes['reference_key']}; "
+            f"got {setup.reference_keys}"
+        )
+    return state, notes
+
+
+def mismatch_kl(setup: Setup, pair_set: PairSet, indices: np.ndarray, params: PyTree) -> float:
+    """KTO's estimate of KL(policy, reference), nats: the mean log-ratio of responses behind other prompts."""
+    if setup.score_reference is None:
+        return 0.0
+    batches = pieces.mismatched(pair_set, indices, setup.size, setup.prepared.config.max_length)
+    programs, score = setup.programs, setup.score_reference
+    total = np.zeros(2)
+    for batch in batches:
+        policy = programs.logps(programs.outputs(params, setup.frozen, batch), batch)
+        ratio = jax.tree.map(lambda p, r: np.asarray(p - r, np.float64), policy, score(batch))
+        total += [float(np.sum(side * batch.weights)) for side in ratio]
+    return float(total.sum() / (2 * sum(float(batch.weights.sum()) for batch in batches)))
+
+
+def check_gap(sums: Sums, dtype: str) -> None:
+    """Raises where the stored reference is not the policy that it is said to be."""
+    gap = float(sums[objective.GAP][0] / max(float(sums[objective.GAP][1]), 1e-30))
+    if gap > LARGEST_GAP[dtype]:
+        raise reference.ReferenceError(
+            f"stored reference log-probabilities must be those of the model before step 0, within "
+            f"{LARGEST_GAP[dtype]} nats; they differ by {gap:.3g} on average"
+        )
+
+
+def batches_of(setup: Setup, pair_set: PairSet, name: str, indices: np.ndarray) -> Sequence[Batch]:
+    """The pieces of one step."""
+    return pieces.cut(pair_set, indices, setup.size, setup.references[name])
