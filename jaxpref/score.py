@@ -37,7 +37,7 @@ EXAMPLE_PAIRS = Path(__file__).parent / "data" / "examples" / "politeness_pairs.
 SOURCES = (  # what the numbers depend on; a change anywhere else leaves finished runs finished
     "score.py", "logps.py", "pairs.py", "losses/quantities.py", "data/files.py", "data/tokenization.py",
     "data/tokenizer.py", "data/encoder.py", "policies/checkpoints.py", "policies/gguf_file.py",
-    "policies/hf_folder.py",
+    "policies/hf_folder.py", "policies/safetensors_file.py",
     "policies/transformer.py", "policies/architecture.py", "policies/attention.py", "policies/layers.py",
     "policies/rope.py", "policies/families/conversion.py", "policies/families/registry.py",
     "probes/gradients.py", "probes/likelihood.py", "probes/ranking.py", "theory/gradients.py",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxpref.policies import lora, transformer
+from jaxpref.policies import families, lora, transformer
 from jaxpref.policies.families import CheckpointError
 from jaxpref.policies.lora import LoraConfig
 
@@ -189,3 +189,33 @@ def test_adapters_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match="must be finite"):
         lora.save_peft(tmp_path / "a", adapters, LORA, CONFIG, "base")
     assert not list(tmp_path.iterdir())
+
+
+FUSED = {
+    "gpt2": {"vocab_size": 41, "n_embd": 12, "n_head": 3, "n_layer": 2, "n_positions": 16},
+    "gpt_neox": {
+        "vocab_size": 41, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2,
+        "intermediate_size": 20, "tie_word_embeddings": False, "rotary_pct": 0.25, "hidden_act": "gelu",
+        "rope_theta": 1e4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o", "up"), ("k", "down")])
+@pytest.mark.parametrize("family", [name for name in FUSED if name in families.FAMILIES])
+def test_adapters_of_fused_modules_keep_their_function(tmp_path, family, targets):
+    config = families.config_of(FUSED[family] | {"model_type": family})
+    base = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
+    settings, rng = LoraConfig(rank=2, alpha=3.0, targets=targets, rslora=True), np.random.default_rng(0)
+    adapters = lora.init(jax.random.key(0), base, settings)
+    adapters = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), adapters)
+    lora.save_peft(tmp_path / "a", adapters, settings, config, "base")
+    again, read = lora.load_peft(tmp_path / "a", config)
+    for path in lora.dense_layers(base):
+        product = lambda tree, scale: scale * np.asarray(tree["a"]) @ np.asarray(tree["b"])
+        name, found = path[-1], again["layers"].get(path[1], {}).get(path[2])
+        if name in targets:
+            expected = product(adapters["layers"][path[1]][name], settings.scale)
+            np.testing.assert_allclose(product(found, read.scale), expected, rtol=1e-5, atol=1e-5)
+        elif found is not None:  # fused with one that is adapted
+            assert not found["b"].any()

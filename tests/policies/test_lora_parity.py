@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_model
 
-from jaxpref.policies import checkpoints, lora, transformer
+from jaxpref.policies import checkpoints, families, hf_folder, lora, transformer
 from jaxpref.policies.lora import LoraConfig
 
 pytestmark = pytest.mark.parity
@@ -136,3 +136,34 @@ def test_fresh_adapters_have_the_distribution_of_peft(tmp_path, base):
     ours = np.sort(np.ravel(lora.init(jax.random.key(0), model.params, config)["layers"]["mlp"]["down"]["a"]))
     drawn = [x.detach().numpy().ravel() for name, x in wrapped.named_parameters() if "lora_A" in name]
     np.testing.assert_allclose(ours, np.sort(np.concatenate(drawn)), atol=0.01)  # quantile by quantile
+
+
+def fused(family, folder):
+    """A model that transformers made, with modules that fuse q, k and v."""
+    torch.manual_seed(0)
+    if family == "gpt2":
+        config = transformers.GPT2Config(vocab_size=61, n_embd=24, n_head=3, n_layer=2, n_positions=64)
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        sizes = dict(vocab_size=61, hidden_size=24, num_attention_heads=3, num_hidden_layers=2)
+        model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**sizes, intermediate_size=20))
+    for weight in model.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    config = hf_folder.read_config(folder)
+    return families.to_params(hf_folder.tensors(folder, config), config), config
+
+
+@pytest.mark.parametrize("family", [name for name in ("gpt2", "gpt_neox") if name in families.FAMILIES])
+def test_fused_modules_are_adapted_as_by_peft(tmp_path, family):
+    params, config = fused(family, tmp_path / "base")
+    settings = LoraConfig(rank=3, alpha=5.0, targets=("q", "v", "o", "up", "down"))
+    adapters = trained(params, settings)
+    lora.save_peft(tmp_path / "ours", adapters, settings, config, str(tmp_path / "base"))
+    wrapped = peft.PeftModel.from_pretrained(loaded(tmp_path / "base"), tmp_path / "ours")
+    attached = ours(lora.attach(params, adapters, settings), config)
+    assert np.abs(attached - ours(params, config)).max() > 0.01
+    assert_close(attached, theirs(wrapped))
+    made = peft_made(tmp_path / "base", tmp_path / "theirs", r=2, lora_alpha=3, target_modules="all-linear")
+    again, read = lora.load_peft(tmp_path / "theirs", config)
+    assert_close(ours(lora.attach(params, again, read), config), theirs(made))
