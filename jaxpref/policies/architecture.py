@@ -27,6 +27,13 @@ class RopeScaling:
     high_freq_factor: float = 4.0  # llama3 alone: those shorter than length / this are left as they are
     original_length: int = 8192  # llama3 alone, tokens
 
+    def __post_init__(self):
+        if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"high_freq_factor must be above low_freq_factor={self.low_freq_factor}; "
+                f"got {self.high_freq_factor}"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -45,7 +52,7 @@ class TransformerConfig:
     family: str = "llama"  # whose names and `config.json` the weights have [model_type]
 
     positions: str = "rope"
-    max_length: int = 0  # rows of the learned positions; 0 with RoPE [max_position_embeddings]
+    max_length: int = 0  # tokens; a bound for learned positions alone, 0 unknown [max_position_embeddings]
     rope_share: float = 1.0  # of a head's features that turn [partial_rotary_factor]
     rope_scaling: RopeScaling | None = None
     window: int | None = None  # tokens that a local layer sees, itself among them [sliding_window]
@@ -100,10 +107,8 @@ def _check_choices(config: TransformerConfig) -> None:
 
 
 def _check_positions(config: TransformerConfig) -> None:
-    if (config.positions == "learned") != (config.max_length > 0):
-        raise ValueError(
-            f"max_length must be at least 1 for learned positions alone; got {config.max_length}"
-        )
+    if config.positions == "learned" and config.max_length < 1:
+        raise ValueError(f"max_length must be at least 1 for learned positions; got {config.max_length}")
     if config.window is not None and config.window < 1:
         raise ValueError(f"window must be at least 1; got {config.window}")
     if config.local_layers and len(config.local_layers) != config.layers:

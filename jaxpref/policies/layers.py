@@ -57,15 +57,15 @@ class Norm(nn.Module):
         x, kind = wide(x), self.config.norm
         if kind in ("layer", "plain_layer"):
             x = x - x.mean(-1, keepdims=True)
-        # A square, and one factor for x: of `x * x` and two factors XLA's CPU compiler (jaxlib 0.10.2) made a
-        # wrong backward pass under vmap, of gradients 20 % off; tests/probes/test_gradients.py would see it.
-        inverse = jax.lax.rsqrt(jnp.mean(jax.lax.square(x), -1, keepdims=True) + self.config.norm_eps)
+        # How this is written matters: of `x * rsqrt(...)` alone XLA's CPU compiler (jaxlib 0.10.2) makes a wrong
+        # backward pass under vmap, gradients 20 % off; a quotient, or a scale in the factor, is right.
+        square = jnp.mean(jax.lax.square(x), -1, keepdims=True) + self.config.norm_eps
         if kind == "plain_layer":
-            return x * inverse
+            return x / jnp.sqrt(square)
         start = nn.initializers.zeros if kind == "rms_plus_one" else nn.initializers.ones
         scale = wide(self.param("scale", start, x.shape[-1:])) + (kind == "rms_plus_one")
         bias = wide(self.param("bias", nn.initializers.zeros, x.shape[-1:])) if kind == "layer" else 0.0
-        return x * (inverse * scale) + bias
+        return x * (jax.lax.rsqrt(square) * scale) + bias
 
 
 class Mlp(nn.Module):

@@ -223,7 +223,7 @@ def test_the_state_that_predicts_a_token_stands_before_it():
      ("dtype", "float16", "dtype must be one of float32, bfloat16; got 'float16'"),
      ("local_layers", (True,), "local_layers must say it for each of 2 layers; got 1"),
      ("biases", ("q", "w"), r"biases must be of .*; got \['w'\]"), ("rope_share", 0.5, "must leave an even"),
-     ("positions", "learned", "max_length must be at least 1"), ("max_length", 8, "learned positions alone")],
+     ("positions", "learned", "max_length must be at least 1")],
 )  # fmt: skip
 def test_a_config_out_of_range_names_field_rule_and_value(field, value, message):
     with pytest.raises(ValueError, match=message):

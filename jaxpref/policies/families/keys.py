@@ -9,6 +9,7 @@ import numpy as np
 from jaxpref.policies.families.slots import CheckpointError
 
 LARGEST_SIZE, LARGEST_FLOAT = 2**31 - 1, float(np.finfo(np.float32).max)
+MOST_LAYERS = 2**14  # where a list of all layers is made: a damaged file may speak of 1e9
 Values = Mapping[str, Any]
 
 
@@ -20,6 +21,18 @@ def size(values: Values, key: str, default: int | None = None) -> int:
             f"{key} must be a whole number of 1 to {LARGEST_SIZE}; got {reprlib.repr(value)}"
         )
     return value
+
+
+def size_or_zero(values: Values, key: str) -> int:
+    """A size, 0 if it is not given."""
+    return 0 if values.get(key) is None else size(values, key)
+
+
+def layers(values: Values) -> int:
+    """The number of layers, bounded, for a table of all layers."""
+    if (number := size(values, "num_hidden_layers")) > MOST_LAYERS:
+        raise CheckpointError(f"num_hidden_layers must be at most {MOST_LAYERS}; got {number}")
+    return number
 
 
 def positive(values: Values, key: str, default: float | None = None) -> float:

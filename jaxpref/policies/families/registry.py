@@ -1,14 +1,22 @@
 """Which families there are, by the `model_type` of their `config.json`."""
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from jaxpref.policies.architecture import TransformerConfig
-from jaxpref.policies.families import llama
+from jaxpref.policies.families.common import Family
+from jaxpref.policies.families.gemma import GEMMA, GEMMA2, GEMMA3
+from jaxpref.policies.families.gpt2 import GPT2
+from jaxpref.policies.families.gpt_neox import GPT_NEOX
+from jaxpref.policies.families.llama import LLAMA, MISTRAL
+from jaxpref.policies.families.olmo import OLMO, OLMO2
+from jaxpref.policies.families.qwen import QWEN2, QWEN3
 from jaxpref.policies.families.slots import CheckpointError, Weights
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama}
+FAMILIES: dict[str, Family] = {
+    "llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3, "gemma": GEMMA, "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3, "gpt_neox": GPT_NEOX, "gpt2": GPT2, "olmo": OLMO, "olmo2": OLMO2,
+}  # fmt: skip
 
 
 def config_of(values: Mapping[str, Any]) -> TransformerConfig:
