@@ -57,7 +57,7 @@ class Norm(nn.Module):
         x, kind = wide(x), self.config.norm
         if kind in ("layer", "plain_layer"):
             x = x - x.mean(-1, keepdims=True)
-        # How this is written matters: of `x * rsqrt(...)` alone XLA's CPU compiler (jaxlib 0.10.2) makes a wrong
+        # How this is written matters: of `x * rsqrt(...)` alone XLA for CPUs (jaxlib 0.10.2) makes a wrong
         # backward pass under vmap, gradients 20 % off; a quotient, or a scale in the factor, is right.
         square = jnp.mean(jax.lax.square(x), -1, keepdims=True) + self.config.norm_eps
         if kind == "plain_layer":
