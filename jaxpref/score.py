@@ -39,7 +39,12 @@ SOURCES = (  # what the numbers depend on; a change anywhere else leaves finishe
     "data/tokenizer.py", "data/encoder.py", "policies/checkpoints.py", "policies/gguf_file.py",
     "policies/hf_folder.py", "policies/safetensors_file.py",
     "policies/transformer.py", "policies/architecture.py", "policies/attention.py", "policies/layers.py",
-    "policies/rope.py", "policies/families/conversion.py", "policies/families/registry.py",
+    "policies/rope.py", *(
+        f"policies/families/{name}.py" for name in (
+            "common", "conversion", "gemma", "gpt2", "gpt_neox", "keys", "llama", "olmo", "qwen", "registry",
+            "slots",
+        )
+    ),
     "probes/gradients.py", "probes/likelihood.py", "probes/ranking.py", "theory/gradients.py",
 )  # fmt: skip
 # Weighted means over pairs that a run records: the metric, and the column of pairs.parquet it is made of.
