@@ -177,7 +177,7 @@ def test_damaged_folders_are_refused_by_file_name(tmp_path, file, damage):
 
 
 WRONG_CONFIGS = {
-    "model_type": "qwen2", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "hidden_act": "gelu",
+    "model_type": "qwen2", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "hidden_act": "xielu",
     "attention_bias": True, "num_attention_heads": 5, "hidden_size": "wide", "num_hidden_layers": 10**12,
     "intermediate_size": 64.0, "head_dim": 0, "num_key_value_heads": True, "vocab_size": 10**9,
     "rms_norm_eps": "small", "rope_theta": 10**400, "rope_parameters": "x", "tie_word_embeddings": "no",

@@ -108,7 +108,7 @@ def test_bfloat16_products_are_close_to_float32(name):
     assert np.sqrt(np.mean((half - exact) ** 2)) < 0.05 * np.std(exact)
 
 
-@pytest.mark.parametrize("name", ["llama3", "gemma2", "pythia", "olmo"])
+@pytest.mark.parametrize("name", ["gemma2", "olmo"])
 def test_gradients_of_many_rows_at_once_are_those_of_each(name):
     """XLA's CPU compiler once made a wrong backward pass of a norm out of 32 vmapped rows."""
     config, params = recipe(name)
