@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tokenizers import AddedToken, normalizers
+
 from jaxpref.data.tokenizer import Tokenizer
 
 # Up to the next space behind a character that is none; Python's white space includes every regex engine's.
@@ -35,31 +37,77 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
-        self._in_pieces = False
-        self._in_pieces = cuts_before_spaces(tokenizer) and self._agrees()
+        self._special = special_tokens(tokenizer)
+        self.in_pieces = cuts_before_spaces(tokenizer) and self._agrees()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without what a post-processor would add."""
-        if not self._in_pieces:
+        if not self.in_pieces:
             return self._tokenizer.encode_batch(texts)
-        if len(self._known) > MOST_PIECES:
-            self._known.clear()
-        pieces = [PIECE.findall(text) for text in texts]
-        ids = self._ids_of(dict.fromkeys(itertools.chain.from_iterable(pieces)))
-        return [list(itertools.chain.from_iterable(map(ids.__getitem__, parts))) for parts in pieces]
+        pieces = [self._pieces(text) for text in texts]
+        long = self._learn(dict.fromkeys(itertools.chain.from_iterable(pieces)))
+        ids = self._known.__getitem__
+        encoded = [list(itertools.chain.from_iterable(map(ids, parts))) for parts in pieces]
+        for piece in long if len(self._known) <= MOST_PIECES else list(self._known):
+            del self._known[piece]
+        return encoded
 
-    def _ids_of(self, pieces: Iterable[str]) -> dict[str, list[int]]:
+    def encode_groups(self, groups: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Ids of the texts of each group, as `encode` gives them; what they begin with is encoded once."""
+        cuts = [_shared_cut(group) if self.in_pieces and group else 0 for group in groups]
+        parts = [
+            part
+            for group, cut in zip(groups, cuts, strict=True)
+            for part in (group[0][:cut] if group else "", *(text[cut:] for text in group))
+        ]
+        ids = iter(self.encode(parts))
+        return [_prepend(next(ids), [next(ids) for _ in group]) for group in groups]
+
+    def _pieces(self, text: str) -> list[str]:
+        """The text in pieces, cut at special tokens and before spaces."""
+        if self._special is None:
+            return PIECE.findall(text)
+        parts = self._special.split(text)  # text and special token in turn
+        found = PIECE.findall(parts[0])
+        for i in range(1, len(parts), 2):
+            found.append(parts[i])
+            found += PIECE.findall(parts[i + 1])
+        return found
+
+    def _learn(self, pieces: Iterable[str]) -> list[str]:
+        """Makes all pieces known; returns the new ones that are too long to be kept."""
         known = self._known
         new = [piece for piece in pieces if piece not in known]
-        encoded = dict(zip(new, self._tokenizer.encode_batch(new), strict=True))
-        known.update((piece, ids) for piece, ids in encoded.items() if len(piece) <= LONGEST_PIECE)
-        return known if len(encoded) == 0 else {**encoded, **known}
+        known.update(zip(new, self._tokenizer.encode_batch(new), strict=True))
+        return [piece for piece in new if len(piece) > LONGEST_PIECE]
 
     def _agrees(self) -> bool:
         """The proof is in `cuts_before_spaces`; a tokenizer that escapes it is caught here."""
-        whole = self._tokenizer.encode_batch(PROBES)
-        self._in_pieces = True
-        return self.encode(PROBES) == whole
+        self.in_pieces = True
+        return self.encode(PROBES) == self._tokenizer.encode_batch(PROBES)
+
+
+def _prepend(first: list[int], others: list[list[int]]) -> list[list[int]]:
+    return [first + other for other in others]
+
+
+def _shared_cut(group: Sequence[str]) -> int:
+    """Where the last space behind a character that is none stands, in what all texts begin with; else 0."""
+    first = group[0]
+    shared = len(first)
+    while not all(text.startswith(first[:shared]) for text in group):
+        shared //= 2  # rare: a template that writes the prompt differently before an answer
+    cut = first.rfind(" ", 0, shared)
+    while cut > 0 and first[cut - 1].isspace():
+        cut = first.rfind(" ", 0, cut)
+    return max(cut, 0)
+
+
+def special_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """The tokens at which a text is cut before anything else; the longest where several begin."""
+    added = tokenizer.backend.get_added_tokens_decoder().values()
+    texts = sorted((token.content for token in added if not token.normalized), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, texts))})") if texts else None
 
 
 def cuts_before_spaces(tokenizer: Tokenizer) -> bool:
@@ -69,23 +117,23 @@ def cuts_before_spaces(tokenizer: Tokenizer) -> bool:
     reverse. True of the regular expressions above, which never look behind, and ahead in runs of white space
     alone; of NFC, which composes no space with what is before it; not of added tokens that swallow spaces.
     """
-    described = json.loads(tokenizer.backend.to_str())
-    steps = _steps(described.get("pre_tokenizer"))
-    normalizer = described.get("normalizer")
+    backend = tokenizer.backend
+    steps = _steps(backend.pre_tokenizer)
     return (
-        bool(steps)
+        any(_makes_words(step) for step in steps)
         and all(_is_local(step) for step in steps)
-        and any(_makes_words(step) for step in steps)
-        and (normalizer is None or normalizer.get("type") == "NFC")
-        and not described["model"].get("dropout")
-        and not any(_takes_spaces(token) for token in described.get("added_tokens", ()))
+        and (backend.normalizer is None or isinstance(backend.normalizer, normalizers.NFC))
+        and not getattr(backend.model, "dropout", None)
+        and not any(_takes_spaces(token) for token in backend.get_added_tokens_decoder().values())
     )
 
 
-def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    """The pre-tokenizer's parts, as `tokenizer.json` describes them."""
     if pre_tokenizer is None:
         return []
-    return pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    described = json.loads(pre_tokenizer.__getstate__())
+    return described["pretokenizers"] if described["type"] == "Sequence" else [described]
 
 
 def _makes_words(step: dict[str, Any]) -> bool:
@@ -99,6 +147,5 @@ def _is_local(step: dict[str, Any]) -> bool:
     return step["type"] == "Digits" or (step["type"] == "ByteLevel" and not step["add_prefix_space"])
 
 
-def _takes_spaces(token: dict[str, Any]) -> bool:
-    flags = token["lstrip"] or token["rstrip"] or token["single_word"]
-    return bool(flags or re.search(r"\S ", token["content"]))
+def _takes_spaces(token: AddedToken) -> bool:
+    return bool(token.lstrip or token.rstrip or token.single_word or re.search(r"\S ", token.content))

@@ -27,7 +27,7 @@ import functools
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -181,12 +181,10 @@ class PairEncoder:
     def __call__(self, records: Sequence[PairRecord]) -> list[Outcome]:
         """What becomes of each: a pair, the reason why it is dropped, or an error."""
         texts = [self._guarded(record, self._texts, record.pair) for record in records]
-        ids = iter(
-            self._encoder.encode([text for found in texts if isinstance(found, tuple) for text in found])
-        )
+        ids = iter(self._encoder.encode_groups([found for found in texts if isinstance(found, tuple)]))
         failed = lambda found: isinstance(found, TokenizationError)
         return [
-            found if failed(found) else self._guarded(record, self._outcome, record, found, ids)
+            found if failed(found) else self._guarded(record, self._outcome, record, next(ids))
             for record, found in zip(records, texts, strict=True)
         ]
 
@@ -217,9 +215,9 @@ class PairEncoder:
             render([*pair.prompt, *pair.rejected], generation_prompt=False),
         )
 
-    def _outcome(self, record: PairRecord, texts: tuple[str, ...], ids: Iterator[Ids]) -> EncodedPair | Drop:
-        """Takes its three texts' ids from `ids`, in the order of the records."""
-        chosen, rejected = self._rows(record.pair, [next(ids) for _ in texts])
+    def _outcome(self, record: PairRecord, ids: list[Ids]) -> EncodedPair | Drop:
+        """From the ids of its three texts; a pair of ids has none."""
+        chosen, rejected = self._rows(record.pair, ids)
         largest = max(max(chosen.tokens), max(rejected.tokens))
         if largest >= self._vocab:
             raise ValueError(f"token ids must be below the vocabulary's {self._vocab}; got {largest}")
@@ -236,18 +234,19 @@ class PairEncoder:
             return self._split(len(prompt), 0, prompt + list(pair.chosen), prompt + list(pair.rejected))
         after = 0
         if isinstance(pair, TextPair):
-            ids, after = [self._framed(part) for part in ids], len(self._tokenizer.around[1])
+            ids, after = self._framed(ids), len(self._tokenizer.around[1])
         shared = [common_prefix(ids[0], whole) for whole in ids[1:]]
         if isinstance(pair, ChatPair) and not min(shared):
             raise ValueError("the chat template must write a conversation's prompt as a prefix of the whole")
         chosen, rejected = self._split(min(shared), len(ids[0]) - after, *ids[1:])
         return (chosen, rejected) if self._after_end == "keep" or after else self._cut(chosen, rejected)
 
-    def _framed(self, ids: Ids) -> Ids:
-        """With what the tokenizer puts around plain text, without a second `bos`."""
+    def _framed(self, ids: list[Ids]) -> list[Ids]:
+        """With what the tokenizer puts around plain text; without a second `bos` where both rows have one."""
         before, after = self._tokenizer.around
-        twice = before and ids and before[-1] == ids[0] == self._tokenizer.bos
-        return [*(before[:-1] if twice else before), *ids, *after]
+        if before[-1:] == [self._tokenizer.bos] and all(whole[:1] == before[-1:] for whole in ids[1:]):
+            before = before[:-1]
+        return [[*before, *part, *after] for part in ids]
 
     def _split(self, start: int, alone: int, chosen: Ids, rejected: Ids) -> tuple[EncodedRow, EncodedRow]:
         """Both rows behind the same prompt tokens, at least one; `alone` tokens would be the prompt's own."""
