@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ DTYPES: dict[str, tuple[type, tuple[int, ...]]] = {  # of an element
     "starts": (np.int32, ()), "weights": (np.float32, ()), "ids": (np.uint8, ()), "names": (np.int64, ()),
 }  # fmt: skip
 META = "meta.json"
+ABANDONED = 86_400.0  # seconds
 
 
 class ArrayWriter:
@@ -85,12 +87,21 @@ def scratch(beside: Path | None) -> Iterator[Path]:
     """An empty folder of this process's own, next to where it will be renamed to; gone at the end."""
     if beside is not None:
         beside.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(beside.parent)
     parent = None if beside is None else beside.parent
     folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Takes away what killed processes left: scratch folders that nobody has touched for a day."""
+    for folder in parent.glob(".partial-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(folder: Path, place: Path) -> None:

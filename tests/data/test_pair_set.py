@@ -1,7 +1,9 @@
 """Prepared pairs: what `encode_pairs` gives, on disk; found again, and never read when damaged."""
 
 import dataclasses
+import errno
 import json
+import os
 import threading
 import tracemalloc
 
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_model
 
-from jaxpref.data import files, pair_set, tokenization, tokenizer
+from jaxpref.data import files, pair_set, token_store, tokenization, tokenizer
 from jaxpref.policies import gguf_file
 
 VOCAB = len(tiny_model.VOCAB)
@@ -173,6 +175,43 @@ def test_a_failed_run_leaves_nothing_behind(tmp_path, tiny):
     with pytest.raises(files.PairsFileError, match="line 2"):
         prepare(write(tmp_path / "pairs.jsonl", [next(lines()), {}]), tiny, cache)
     assert not list(cache.iterdir())
+
+
+def test_scratch_folders_of_killed_writers_are_swept_after_a_day_and_not_before(tmp_path, tiny):
+    path, cache = write(tmp_path / "pairs.jsonl", lines()), tmp_path / "cache"
+    for name in (".partial-old", ".partial-new"):
+        (cache / name).mkdir(parents=True)
+    os.utime(cache / ".partial-old", (0, 0))
+    prepare(path, tiny, cache)
+    assert {".partial-new"} == {folder.name for folder in cache.glob(".partial-*")}
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, tiny, monkeypatch):
+    def full(self, values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(token_store.ArrayWriter, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(write(tmp_path / "pairs.jsonl", lines()), tiny, cache)
+    assert not list(cache.iterdir())
+
+
+def test_end_token_alone_pad_that_is_eos_and_a_line_of_ten_megabytes(tmp_path, tiny):
+    """One file of hard lines: counted, listed, masked right; never an empty response."""
+    rows = [
+        {"prompt": "hello", "chosen": "<|im_end|>", "rejected": " world"},
+        {"prompt": "hello", "chosen": "", "rejected": " world"},
+        {"prompt": "hello", "chosen": "x" * 10**7, "rejected": " world"},
+        {"prompt": "hello" * 70, "chosen": "x", "rejected": " world"},
+        {"prompt_ids": [3, EOS], "chosen_ids": [EOS, EOS], "rejected_ids": [EOS]},
+    ]
+    made = prepare(write(tmp_path / "pairs.jsonl", rows), tiny, skip_bad=True)
+    assert [bad.line for bad in made.bad] == [2, 3]
+    assert made.report.dropped == {"prompt_fills_max_length": 1} and made.report.empty == 2
+    batch = made.batch(range(len(made)), 8)
+    assert batch.lengths.chosen.tolist() == [1, 2] and batch.lengths.rejected.tolist() == [2, 1]
+    assert made.row(0, "chosen").tolist()[-1] == EOS
 
 
 def test_writers_at_the_same_time_all_get_the_pairs_and_leave_one_entry(tmp_path, tiny):
