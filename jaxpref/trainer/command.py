@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str]) -> Config:
 
 DESCRIPTION = (
     "Tune a language model on preference pairs. --config FILE takes any of these from a TOML or JSON file, "
-    "or from the config.json of another run; flags go before it."
+    "or from the config.json of another run; a flag is stronger than the file."
 )
 
 

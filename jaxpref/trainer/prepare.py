@@ -17,7 +17,7 @@ from jaxpref.policies.checkpoints import LanguageModel
 from jaxpref.policies.transformer import TransformerConfig
 from jaxpref.results import RunId
 from jaxpref.score import check_place, resolve_model
-from jaxpref.trainer import binding
+from jaxpref.trainer import binding, sinks
 from jaxpref.trainer.config import Config, settings
 from jaxpref.trainer.objective import Forward, Objective
 
@@ -40,6 +40,7 @@ class Prepared:
 def prepare(config: Config) -> Prepared:
     """Raises ValueError, naming what is wrong with the input."""
     bound = binding.bind(config)
+    sinks.check(config)
     check_place(config.out)
     model = _load(config.model, config)
     other = None if config.reference is None else _load(config.reference, config)

@@ -8,12 +8,13 @@ from typing import Any
 from jaxpref.results import RunId
 from jaxpref.trainer.config import Config
 
+TENSORBOARD, WANDB = ("tensorboardX", "tensorboard"), ("wandb", "wandb")  # package, flag
 Sink = Callable[[int, Mapping[str, float]], None]
 
 
 def tensorboard(folder: Path) -> Sink:
     """Event files in `folder`; of a step written twice after a crash, readers take the later one."""
-    writer = _require("tensorboardX", "tensorboard").SummaryWriter(str(folder))
+    writer = _require(*TENSORBOARD).SummaryWriter(str(folder))
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -25,7 +26,7 @@ def tensorboard(folder: Path) -> Sink:
 
 def wandb(project: str, run: str, config: Mapping[str, Any]) -> Sink:
     """A run of that project, gone on with where one of that name is there."""
-    started = _require("wandb", "wandb").init(
+    started = _require(*WANDB).init(
         project=project, id=run, name=run, config=dict(config), resume="allow"
     )
     return lambda step, metrics: started.log(dict(metrics), step=step)
@@ -42,6 +43,13 @@ def tell(sinks: Sequence[Sink], step: int, metrics: Mapping[str, float]) -> None
     """The same metrics to every sink."""
     for sink in sinks:
         sink(step, metrics)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError where a package that a config asks for is not there."""
+    for wanted, package, flag in ((config.tensorboard, *TENSORBOARD), (config.wandb, *WANDB)):
+        if wanted:
+            _require(package, flag)
 
 
 def of(config: Config, run: RunId, folder: Path) -> list[Sink]:

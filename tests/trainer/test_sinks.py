@@ -43,8 +43,9 @@ def test_wandb_goes_on_with_the_run_of_that_name(heard, tmp_path):
 def test_without_the_package_the_flag_is_refused(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="wandb needs the package wandb"):
-        sinks.of(Config(out=tmp_path, wandb="project"), RUN, tmp_path)
+        sinks.check(Config(out=tmp_path, wandb="project"))
 
 
 def test_no_flag_no_sink(tmp_path):
+    sinks.check(Config(out=tmp_path))
     assert sinks.of(Config(out=tmp_path), RUN, tmp_path) == []
