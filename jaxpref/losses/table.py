@@ -45,6 +45,8 @@ class Objective:
     batchwise: bool = dataclasses.field(default=False, kw_only=True)
     # The reward is beta times the log-probability PER TOKEN.
     averaged: bool = dataclasses.field(default=False, kw_only=True)
+    # The hyperparameter `alpha` bends the reward, as in `power_rewards`.
+    bent: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     def key(self) -> str:
@@ -137,6 +139,7 @@ LOSSES: dict[str, Objective] = _by_key(
         "2501.03884",
         "TRL `alphapo`",
         averaged=True,
+        bent=True,
     ),
     Objective(reference_free.cpo_loss, "CPO, mean likelihood", "Xu et al. 2024", "2401.08417", "eq. 5"),
     Objective(
@@ -153,6 +156,7 @@ LOSSES: dict[str, Objective] = _by_key(
         "2401.08417",
         "TRL `CPOTrainer`, `sigmoid`",
         batchwise=True,
+        bent=True,
     ),
     Objective(
         contrastive.cpo_hinge_loss,
@@ -161,6 +165,7 @@ LOSSES: dict[str, Objective] = _by_key(
         "2401.08417",
         "TRL `CPOTrainer`, `hinge`",
         batchwise=True,
+        bent=True,
     ),
     Objective(
         contrastive.cpo_ipo_loss,
@@ -170,6 +175,7 @@ LOSSES: dict[str, Objective] = _by_key(
         "TRL `CPOTrainer`, `ipo`",
         batchwise=True,
         averaged=True,
+        bent=True,
     ),
     Objective(
         contrastive.cpo_simpo_loss,
@@ -179,6 +185,7 @@ LOSSES: dict[str, Objective] = _by_key(
         "TRL `CPOTrainer`, `simpo`",
         batchwise=True,
         averaged=True,
+        bent=True,
     ),
     Objective(reference_free.slic_hf_loss, "SLiC-HF", "Zhao et al. 2023", "2305.10425", "2410.13828 table 2"),
     Objective(reference_free.rrhf_loss, "RRHF", "Yuan et al. 2023", "2304.05302", "rank loss + SFT loss"),

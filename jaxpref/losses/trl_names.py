@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 PREFIX = "trl:"
+TRL_BETA = 0.1  # the default of all its trainers; of the rewards that it logs for sft, too
 
 
 class TrlLoss(NamedTuple):
@@ -13,21 +14,22 @@ class TrlLoss(NamedTuple):
     fixed: Mapping[str, float]  # TRL's values, under our names, which a user may change
     names: Mapping[str, str]  # TRL's hyperparameters that the loss looks at, and ours
     prompt_nll: float = 0.0  # weight of the likelihood of whole chosen rows, which ORPO adds
+    measured: bool = False  # rewards are measured from a reference that the loss does not look at
 
 
 _SMOOTHED = {"beta": "beta", "label_smoothing": "eps"}
 
 
 def _of_beta(key: str) -> TrlLoss:
-    return TrlLoss(key, {"beta": 0.1}, {"beta": "beta"})
+    return TrlLoss(key, {"beta": TRL_BETA}, {"beta": "beta"})
 
 
 def _of_tau(key: str) -> TrlLoss:
-    return TrlLoss(key, {"tau": 0.1}, {"beta": "tau"})
+    return TrlLoss(key, {"tau": TRL_BETA}, {"beta": "tau"})
 
 
 def _smoothed(key: str, eps: float = 0.0) -> TrlLoss:
-    return TrlLoss(key, {"beta": 0.1, "eps": eps}, _SMOOTHED)
+    return TrlLoss(key, {"beta": TRL_BETA, "eps": eps}, _SMOOTHED)
 
 
 _RESPONSE_WEIGHTS = {
@@ -38,10 +40,10 @@ _CPO = {"cpo_alpha": "lam", "alpha": "alpha"}
 
 def _simpo(lam: float) -> TrlLoss:
     names = {**_SMOOTHED, **_CPO, "simpo_gamma": "gamma"}
-    return TrlLoss("cpo_simpo", {"beta": 0.1, "gamma": 0.5, "lam": lam}, names)
+    return TrlLoss("cpo_simpo", {"beta": TRL_BETA, "gamma": 0.5, "lam": lam}, names)
 
 
-_CPO_SIGMOID = TrlLoss("cpo_sigmoid", {"beta": 0.1, "lam": 1.0}, {**_SMOOTHED, **_CPO})
+_CPO_SIGMOID = TrlLoss("cpo_sigmoid", {"beta": TRL_BETA, "lam": 1.0}, {**_SMOOTHED, **_CPO})
 
 TRL_LOSSES: dict[str, TrlLoss] = {
     # DPOTrainer; label_smoothing is read by robust, exo_pair and the two aot, and by no other
@@ -57,22 +59,22 @@ TRL_LOSSES: dict[str, TrlLoss] = {
     "aot_unpaired": _smoothed("aot_unpaired"),
     "apo_zero": _of_beta("apo_zero"),
     "apo_down": _of_beta("apo_down"),
-    "discopop": TrlLoss("discopop", {"beta": 0.1, "tau": 0.05}, {"beta": "beta", "discopop_tau": "tau"}),
-    "sft": TrlLoss("sft", {}, {}),
+    "discopop": TrlLoss("discopop", {"beta": TRL_BETA, "tau": 0.05}, {"beta": "beta", "discopop_tau": "tau"}),
+    "sft": TrlLoss("sft", {}, {}, measured=True),
     "sigmoid_norm": _of_beta("sigmoid_norm"),
     # KTOTrainer, on the two responses of each pair
-    "kto": TrlLoss("kto_unpaired", {"beta": 0.1}, _RESPONSE_WEIGHTS),
-    "apo_zero_unpaired": TrlLoss("apo_zero_unpaired", {"beta": 0.1}, _RESPONSE_WEIGHTS),
+    "kto": TrlLoss("kto_unpaired", {"beta": TRL_BETA}, _RESPONSE_WEIGHTS),
+    "apo_zero_unpaired": TrlLoss("apo_zero_unpaired", {"beta": TRL_BETA}, _RESPONSE_WEIGHTS),
     # experimental CPOTrainer; its names that DPOTrainer has too get cpo_ in front
     "cpo": _CPO_SIGMOID,
     "cpo_sigmoid": _CPO_SIGMOID,
-    "cpo_hinge": TrlLoss("cpo_hinge", {"beta": 0.1, "lam": 1.0}, {"beta": "beta", **_CPO}),
-    "cpo_ipo": TrlLoss("cpo_ipo", {"tau": 0.1, "lam": 1.0}, {"beta": "tau", **_CPO}),
+    "cpo_hinge": TrlLoss("cpo_hinge", {"beta": TRL_BETA, "lam": 1.0}, {"beta": "beta", **_CPO}),
+    "cpo_ipo": TrlLoss("cpo_ipo", {"tau": TRL_BETA, "lam": 1.0}, {"beta": "tau", **_CPO}),
     "cpo_simpo": _simpo(lam=1.0),
     "simpo": _simpo(lam=0.0),  # as TRL says to set cpo_alpha for SimPO; its default makes it CPO-SimPO
     "alphapo": _simpo(lam=0.0),
     # experimental ORPOTrainer
-    "orpo": TrlLoss("odds_ratio", {"beta": 0.1}, {"beta": "beta"}, prompt_nll=1.0),
+    "orpo": TrlLoss("odds_ratio", {"beta": TRL_BETA}, {"beta": "beta"}, prompt_nll=1.0),
 }
 
 

@@ -27,6 +27,8 @@ class Term:
     weight: float
     values: Mapping[str, float]  # hyperparameters that differ from the loss's defaults
     prompt_nll: float = 0.0
+    default_beta: float = 1.0  # scale of the rewards where the loss itself has none
+    measured: bool = False  # its rewards are measured from a reference, even if its loss has none
 
     @property
     def entry(self) -> losses.Objective:
@@ -39,10 +41,15 @@ class Term:
         return KL in self.entry.hyperparameters and KL not in self.values
 
     @property
+    def alpha(self) -> float:
+        """Bend of the reward, where the loss bends it."""
+        return {**self.entry.hyperparameters, **self.values}["alpha"] if self.entry.bent else 0.0
+
+    @property
     def beta(self) -> float:
         """Scale of the reward."""
         values = {**self.entry.hyperparameters, **self.values}
-        return float(next((values[name] for name in STRENGTHS if name in values), 1.0))
+        return float(next((values[name] for name in STRENGTHS if name in values), self.default_beta))
 
 
 def bind(config: Config) -> Objective:
@@ -56,8 +63,9 @@ def bind(config: Config) -> Objective:
         losses=functools.partial(_losses, terms, config),
         response_logps=functools.partial(_response_logps, config.ld_alpha),
         beta=terms[0].beta,
-        needs_reference=any("reference" in term.entry.needs for term in terms),
+        needs_reference=any("reference" in term.entry.needs or term.measured for term in terms),
         averaged=terms[0].entry.averaged,
+        reward_alpha=terms[0].alpha,
         batchwise=any(term.entry.batchwise for term in terms),
         prompt_nll=config.prompt_nll + sum(term.weight * term.prompt_nll for term in terms),
         mismatched=any(term.estimates_kl for term in terms),
@@ -93,7 +101,10 @@ def _term(name: str, weight: float, config: Config, given: Sequence[tuple[str, f
     values |= {own: value for text, value in given if (own := _own(text, name, key))}
     losses.bind(key, **values)  # checks names and ranges now
     theirs = trl_names.find(name)
-    return Term(key, weight, values, 0.0 if theirs is None else theirs.prompt_nll)
+    if theirs is None:
+        return Term(key, weight, values)
+    default_beta = trl_names.TRL_BETA if config.beta is None else config.beta
+    return Term(key, weight, values, theirs.prompt_nll, default_beta, theirs.measured)
 
 
 def _own(text: str, loss: str, key: str) -> str | None:

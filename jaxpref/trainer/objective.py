@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, PyTree
 
 from jaxpref import logps
 from jaxpref.logps import TokenStatistics
-from jaxpref.losses.quantities import mean_logps
+from jaxpref.losses.quantities import mean_logps, power_rewards
 from jaxpref.pairs import PairLengths, PairLogps, PairTokenLogps, TokenPairs
 
 GAP = "reference_gap"  # nats; a check, not a metric
@@ -64,6 +64,7 @@ class Objective:
     averaged: bool  # the rewards are per token (SimPO, ORPO)
     batchwise: bool  # the loss of a pair depends on the other pairs of its step
     prompt_nll: float = 0.0
+    reward_alpha: float = 0.0  # bends the rewards, as in AlphaPO
     mismatched: bool = False  # needs the KL estimate of mismatched rows (KTO)
 
 
@@ -163,6 +164,8 @@ def _rewards(objective: Objective, whole: PairLogps, means: PairLogps, reference
     scores = means if objective.averaged else whole
     if objective.needs_reference and reference is not None:
         scores = jax.tree.map(jnp.subtract, scores, reference)
+    if objective.reward_alpha:
+        scores = power_rewards(scores, objective.reward_alpha)
     return jax.tree.map(lambda x: objective.beta * x, scores)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-VOCAB, MAX_LENGTH, STEPS = 97, 19, 10
+VOCAB, STEPS = 97, 10
+MAX_LENGTH = 19  # except for KTO: see `Case.max_length`
 PAD, EOS = "<pad>", "</s>"
 LEARNING_RATE = 1e-3
 # prompt, chosen, rejected tokens before the end token; the fifth chosen and sixth rejected row are cut
@@ -32,6 +33,11 @@ class Case:
     trl: Mapping[str, Any]  # fields of the trainer's config
     ours: Mapping[str, Any]  # fields of jaxpref's train config
     other_reference: bool = False  # rather than the model before the first step
+
+    @property
+    def max_length(self) -> int:
+        """KTO puts responses behind other prompts: TRL as they were, jaxpref as cut for their own."""
+        return 32 if self.trainer == "KTO" else MAX_LENGTH
 
 
 def _dpo(loss: str, *args: str, trl: Mapping[str, Any] | None = None, **ours: Any) -> Case:
@@ -167,7 +173,7 @@ def trl_history(case: Case, *, steps: int = STEPS, **more: Any) -> list[dict[str
     with tempfile.TemporaryDirectory() as folder:
         common = dict(
             output_dir=folder, per_device_train_batch_size=rows, max_steps=steps, logging_steps=1,
-            learning_rate=LEARNING_RATE, max_length=MAX_LENGTH, bf16=False, gradient_checkpointing=False,
+            learning_rate=LEARNING_RATE, max_length=case.max_length, bf16=False, gradient_checkpointing=False,
             use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         args = config_class(**(common | dict(case.trl) | more))
