@@ -65,7 +65,7 @@ def test_rows_are_those_of_encode_pairs_in_the_order_of_the_file(tmp_path, tiny,
 
 def test_batches_are_those_of_to_batch_and_masks_know_nothing_of_ids(tmp_path, tiny):
     path = write(tmp_path / "pairs.jsonl", lines())
-    made, order = prepare(path, tiny), [7, 0, 3, 3]
+    made, order = prepare(path, tiny), [7, 0, 3, 3, 14]  # 14 has token 0, the id of padding, in its response
     encoded, _ = tokenization.encode_pairs(files.read_pairs(path).records, tiny, max_length=64, vocab=VOCAB)
     for length in (None, 64):
         batch = made.batch(np.array(order), length)
@@ -164,9 +164,12 @@ def test_a_damaged_entry_is_written_anew(tmp_path, tiny, damage):
     path, cache = write(tmp_path / "pairs.jsonl", lines()), tmp_path / "cache"
     first = prepare(path, tiny, cache)
     (folder,) = cache.iterdir()
+    starts, tokens = np.array(first.starts), np.array(first.tokens)
     DAMAGES[damage](folder)
     second = prepare(path, tiny, cache)
     assert second.sha256 == first.sha256 and second.report == first.report
+    np.testing.assert_array_equal(second.starts, starts)
+    np.testing.assert_array_equal(second.tokens, tokens)
     assert pair_set._open(folder) is not None  # whole again
 
 

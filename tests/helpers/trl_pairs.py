@@ -26,6 +26,7 @@ CORPUS = [
     "it's 12 o'clock; they'll say hello",
     "hel lo wor ld",
     "aa  bb\n\ncc",
+    "if\n  he\n  said \n \n",
     "naïve café",
 ] * 3
 CHATML = (
