@@ -65,6 +65,7 @@ def bind(config: Config) -> Objective:
         beta=terms[0].beta,
         needs_reference=any("reference" in term.entry.needs or term.measured for term in terms),
         averaged=terms[0].entry.averaged,
+        trl_metrics=config.loss[0].startswith(trl_names.PREFIX),
         reward_alpha=terms[0].alpha,
         batchwise=any(term.entry.batchwise for term in terms),
         prompt_nll=config.prompt_nll + sum(term.weight * term.prompt_nll for term in terms),

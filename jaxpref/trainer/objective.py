@@ -65,6 +65,7 @@ class Objective:
     batchwise: bool  # the loss of a pair depends on the other pairs of its step
     prompt_nll: float = 0.0
     reward_alpha: float = 0.0  # bends the rewards, as in AlphaPO
+    trl_metrics: bool = False  # `logps/*` are per token where the loss is, as TRL logs them
     mismatched: bool = False  # needs the KL estimate of mismatched rows (KTO)
 
 
@@ -143,21 +144,31 @@ def metric_sums(objective: Objective, policy: Outputs, batch: Batch, values: Arr
     """TRL's metrics by TRL's definitions, and ours, all as sums and weights.
 
     `rewards/*` are beta times the log-ratio, or where the loss has no reference beta times the
-    log-probability, per token where the loss is (SimPO, ORPO). `logps/*` are summed over tokens always.
+    log-probability, per token where the loss is (SimPO, ORPO). `logps/*` are summed over tokens; of a loss
+    under TRL's name they are per token where the loss is. `nll_loss` is per response token, or where the
+    loss has a term of whole rows (`prompt_nll`, ORPO's) per token of these.
     """
     tokens = response_tokens(policy, batch.pairs)
     whole = objective.response_logps(tokens)
     means = mean_logps(whole, batch.pairs.lengths)
     reference = batch.pairs.reference
+    shown = means if objective.trl_metrics and objective.averaged else whole
     pairs = {
-        "loss": values, "logps/chosen": whole.chosen, "logps/rejected": whole.rejected,
-        "logps/margin": whole.margin, "ranking/accuracy": whole.margin >= 0,
+        "loss": values, "logps/chosen": shown.chosen, "logps/rejected": shown.rejected,
+        "logps/margin": shown.margin, "ranking/accuracy": whole.margin >= 0,
         "mean_logps/chosen": means.chosen, "mean_logps/rejected": means.rejected,
         **_reward_metrics(_rewards(objective, whole, means, reference)),
         **(_reference_metrics(whole, reference) if reference is not None else {}),
     }  # fmt: skip
     sums = {name: _sum(value, batch.weights) for name, value in pairs.items()}
-    return sums | _token_sums(policy, batch)
+    whole_rows = {"nll_loss": _row_nll_sum(policy, batch)} if objective.prompt_nll else {}
+    return sums | _token_sums(policy, batch) | whole_rows
+
+
+def _row_nll_sum(policy: Outputs, batch: Batch) -> Float[Array, "2"]:
+    """Per token of the chosen rows, prompts included, as the loss has it."""
+    tokens = batch.weights * (batch.row_lengths[:, 0] - 1)
+    return jnp.stack([_sum(_row_nll(policy, batch), batch.weights)[0], jnp.sum(tokens)])
 
 
 def _rewards(objective: Objective, whole: PairLogps, means: PairLogps, reference: PairLogps | None):

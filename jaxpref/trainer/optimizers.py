@@ -1,5 +1,7 @@
 """Optimizers and schedules by name: torch.optim's update rules, built of optax's parts."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,7 +15,7 @@ TORCH_CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by the norm 
 
 def schedule(config: Config, steps: int) -> optax.Schedule:
     """Learning rate of step 0, 1, ...: as transformers has it, where the first warm-up step has rate 0."""
-    warmup = config.warmup_steps or round(config.warmup_ratio * steps)
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
     rise = optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))
     after = max(steps - warmup, 1)
     fall = {

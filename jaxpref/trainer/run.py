@@ -135,7 +135,7 @@ def train_step(loop: Loop, step: int) -> None:
     )
     batches = setup.batches_of(made, pair_set, "train", indices)
     totals = steps.step_totals(batches, setup.mismatch_kl(made, pair_set, indices, loop.state.params))
-    at_reference = step == 0 and loop.prepared.reference is None
+    at_reference = _at_reference(loop, step)
     found = steps.step_gradients(
         made.programs, loop.prepared.objective, loop.state.params, made.frozen, batches, totals, at_reference
     )
@@ -153,11 +153,16 @@ def train_step(loop: Loop, step: int) -> None:
     _tell(loop, step, metrics["loss"], tokens / (time.perf_counter() - began))
 
 
+def _at_reference(loop: Loop, step: int) -> bool:
+    """Whether the policy still is its reference: no step before had a rate above 0, as the first of warm-up."""
+    return loop.prepared.reference is None and not any(loop.setup.rate(past) > 0 for past in range(step))
+
+
 def evaluate(loop: Loop, step: int) -> float:
     """Means over all held-out pairs, weighted by example; returns the loss."""
     pair_set = loop.prepared.evaluation
     assert pair_set is not None
-    at_reference = step == 0 and loop.prepared.reference is None
+    at_reference = _at_reference(loop, step)
     sums: Sums = {}
     for indices in pieces.spans(np.arange(len(pair_set)), loop.prepared.config.batch_size):
         part = _measured(loop, pair_set, indices, at_reference)
