@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxpref.data import files
+from jaxpref.data.tokenization import AfterEnd
 
 EXAMPLE_PAIRS = Path(files.__file__).parent / "examples" / "politeness_pairs.jsonl"
 POSITIVE = ("batch_size", "micro_batch_size", "steps", "limit", "keep_last", "lora_rank", "lora_alpha")
@@ -73,6 +74,9 @@ class Config:
     """Count and list malformed lines rather than stop at the first."""
     allow_empty_prompt: bool = False
     """Take an empty prompt as it is; the first token then stands behind the model's start token."""
+
+    after_end: AfterEnd = "keep"
+    """Keep what a chat template writes after the last end token, as TRL does, or cut it off."""
 
     optimizer: Literal["adamw", "sgd", "rmsprop", "adafactor"] = "adamw"
     """As torch.optim has them, Adafactor as optax has it."""

@@ -68,7 +68,7 @@ def _load(model: str, config: Config) -> LanguageModel:
 def _pairs(config: Config, model: LanguageModel, path: Path, limit: int | None) -> PairSet:
     return pair_set.prepare(
         path, model.tokenizer, max_length=config.max_length, vocab=model.config.vocab, limit=limit,
-        skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt,
+        skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt, after_end=config.after_end,
         cache=cache.cache_dir() / "tokens",
     )  # fmt: skip
 
