@@ -154,7 +154,7 @@ def train_step(loop: Loop, step: int) -> None:
 
 
 def _at_reference(loop: Loop, step: int) -> bool:
-    """Whether the policy still is its reference: no step before had a rate above 0, as the first of warm-up."""
+    """Whether the policy still is its reference: no step so far had a rate above 0; warm-up begins at 0."""
     return loop.prepared.reference is None and not any(loop.setup.rate(past) > 0 for past in range(step))
 
 

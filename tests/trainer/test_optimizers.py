@@ -101,6 +101,11 @@ def test_a_warm_up_may_be_a_share_of_all_steps():
     np.testing.assert_array_equal(*rates)
 
 
+def test_a_share_of_a_step_of_warm_up_is_a_whole_one_as_in_transformers():
+    rate = optimizers.schedule(settings(warmup_ratio=0.25), 10)
+    np.testing.assert_allclose([rate(i) for i in range(4)], [0, 0.1 / 3, 0.2 / 3, 0.1], rtol=1e-6)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "name, ours, theirs",

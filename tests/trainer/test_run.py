@@ -43,6 +43,15 @@ def test_margins_are_exactly_zero_at_step_zero_in_training_and_evaluation(tmp_pa
         np.testing.assert_allclose(row[prefix + "loss"], np.log(2), rtol=1e-6)
 
 
+def test_rewards_are_exactly_zero_until_the_rate_has_left_zero(tmp_path, train, monkeypatch):
+    exact = setup.reference.logps
+    rounded = lambda *args, **kwargs: exact(*args, **kwargs) + np.float32(1e-4)  # as from other shapes
+    monkeypatch.setattr(setup.reference, "logps", rounded)
+    train(tmp_path / "run", "--warmup-steps", 2)
+    rewards = [row["rewards/chosen"] for row in steps_of(tmp_path / "run")]
+    assert rewards[:2] == [0.0, 0.0] and 0.0 not in rewards[2:]  # the first step of warm-up has rate 0
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_split_into_micro_batches_changes_no_metric(tmp_path, train, size):
     train(tmp_path / "whole", "--loss", "dpo", "sft")
