@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from jaxpref.losses.hyperparameters import Scalar
 from jaxpref.losses.quantities import LARGEST_EXPONENT, capped, logratios
-from jaxpref.losses.table import BoundLoss
+from jaxpref.losses.table import BoundLoss, get
 from jaxpref.pairs import PairLogps, PairTokenLogps
 
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
@@ -88,6 +88,12 @@ def length_desensitized(tokens: PairTokenLogps, *, alpha: Scalar) -> PairLogps:
     weigh = lambda mask: jnp.where(jnp.cumsum(mask, axis=-1) <= shared[:, None], 1.0, alpha)
     total = lambda logps, mask: _masked_sum(logps * weigh(mask), mask)
     return PairLogps(total(tokens.chosen, tokens.chosen_mask), total(tokens.rejected, tokens.rejected_mask))
+
+
+def check_length_desensitized(keys: Sequence[str]) -> None:
+    """Raises ValueError where no loss has a reference: LD-DPO changes log-ratios, and nothing else."""
+    if not any("reference" in get(key).needs for key in keys):
+        raise ValueError(f"ld_alpha is for losses with a reference; got {', '.join(keys)} alone")
 
 
 def wpo_weights(tokens: PairTokenLogps, log_sum_sq: PairLogps) -> Float[Array, "pairs"]:

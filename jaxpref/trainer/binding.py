@@ -59,6 +59,8 @@ def bind(config: Config) -> Objective:
     modifiers.check_divergence(config.divergence, keys)
     if config.wpo:
         modifiers.check_wpo(keys)
+    if config.ld_alpha is not None:
+        modifiers.check_length_desensitized(keys)
     return Objective(
         losses=functools.partial(_losses, terms, config),
         response_logps=functools.partial(_response_logps, config.ld_alpha),

@@ -114,6 +114,12 @@ def test_the_shared_length_is_counted_from_where_each_response_starts(problem):
     )
 
 
+def test_ld_dpo_refuses_losses_without_a_reference():
+    modifiers.check_length_desensitized(["dpo", "sft"])
+    with pytest.raises(ValueError, match="ld_alpha is for losses with a reference; got simpo, sft alone"):
+        modifiers.check_length_desensitized(["simpo", "sft"])
+
+
 def test_a_uniform_policy_has_wpo_weight_one():
     mask = jnp.array([[True, True, False], [True, True, True]])
     tokens = PairTokenLogps(*(jnp.where(mask, -np.log(7.0), 0.0),) * 2, mask, mask)

@@ -68,7 +68,7 @@ def test_wpo(name, given):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "sft"])
 def test_ld_dpo(name, alpha, given):
     assert_equal(ours(given, name, ld_alpha=alpha), trl_losses.dpo(given, [name], ld_alpha=alpha), given)
 

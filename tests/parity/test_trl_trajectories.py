@@ -52,7 +52,7 @@ def history(case: trl_runs.Case, inputs: Path, out: Path, **fields) -> list[dict
 def not_compared(name: str) -> tuple[str, ...]:
     """Names that TRL logs, and jaxpref means otherwise or does not log."""
     other = (*DEFINED_OTHERWISE[trl_runs.CASES[name].trainer], *NOT_COMPUTED.get(name, ()))
-    return ("epoch", "step", *other)
+    return ("step", *other)  # TRL counts from 1
 
 
 def assert_alike(name: str, mine: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]]) -> None:
@@ -68,6 +68,35 @@ def assert_alike(name: str, mine: Sequence[dict[str, float]], theirs: Sequence[d
 def test_ten_steps_are_those_of_trl(name, inputs, tmp_path):
     case = trl_runs.CASES[name]
     assert_alike(name, history(case, inputs, tmp_path / "run"), trl_runs.trl_history(case))
+
+
+SETTINGS = {
+    "cosine, warm-up, decay, clipping": (
+        dict(lr_scheduler_type="cosine", warmup_steps=3, weight_decay=0.1, max_grad_norm=0.5),
+        dict(schedule="cosine", warmup_steps=3, weight_decay=0.1, max_grad_norm=0.5),
+    ),
+    "rmsprop, warm-up by share": (
+        dict(optim="rmsprop", lr_scheduler_type="constant_with_warmup", warmup_steps=0.25),
+        dict(optimizer="rmsprop", schedule="constant", warmup_ratio=0.25),
+    ),
+    "sgd, batches of three": (
+        dict(
+            optim="sgd",
+            learning_rate=0.1,
+            per_device_train_batch_size=3,
+            train_sampling_strategy="sequential",
+        ),
+        dict(optimizer="sgd", learning_rate=0.1, batch_size=3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_optimizers_schedules_and_batches_are_those_of_trl(name, inputs, tmp_path):
+    theirs, ours = SETTINGS[name]
+    case = trl_runs.CASES["sigmoid"]
+    mine = history(case, inputs, tmp_path / "run", **ours)
+    assert_alike("sigmoid", mine, trl_runs.trl_history(case, **theirs))
 
 
 @pytest.mark.parametrize("name", ["sft", "kto"])
