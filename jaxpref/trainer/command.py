@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 from rich import progress
 from rich.console import Console
@@ -82,6 +83,8 @@ def main(arguments: Sequence[str], say: Say) -> int:
         return say(str(stopped), STOPPED)
     except (FloatingPointError, SnapshotError, ReferenceError, OSError, ValueError) as error:
         return say(str(error), FAILED)
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        return say(f"{str(error).splitlines()[0]}; a smaller micro_batch_size takes less memory", FAILED)
     _tell_results(console, prepared.config.out)
     return 0
 
@@ -122,6 +125,6 @@ def _tell_results(console: Console, out: Path) -> None:
     if rows:
         first, last = rows[0], rows[-1]
         for name in SHOWN:
-            if name in last:
+            if first.get(name) is not None and last.get(name) is not None:  # null is what was no number
                 console.print(f"  {name:24} {first[name]:>12.5g} -> {last[name]:.5g}", highlight=False)
     console.print(f"{out}: metrics.jsonl, config.json, checkpoints", highlight=False, markup=False)

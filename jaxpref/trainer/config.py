@@ -19,7 +19,10 @@ NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "momentum", "eval_every", "save_every",
     "seed", "prompt_nll",
 )  # fmt: skip
-FRACTIONS = ("adam_beta1", "adam_beta2", "rmsprop_decay", "ld_alpha", "warmup_ratio")
+FRACTIONS = ("ld_alpha", "warmup_ratio")
+DECAYS = ("adam_beta1", "adam_beta2", "rmsprop_decay")  # at 1 the corrected moments are 0 / 0
+FINITE = ("beta", "divergence_alpha")  # their ranges are their losses'
+LARGEST = {int: 2**31 - 1, float: 3e38}  # JAX counts in 32 bits, and computes in float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,20 +139,26 @@ class Config:
     """Send metrics to this Weights & Biases project too (needs the package wandb)."""
 
     def __post_init__(self):
-        for name in POSITIVE + NOT_NEGATIVE + FRACTIONS:
+        for name in POSITIVE + NOT_NEGATIVE + FRACTIONS + DECAYS + FINITE:
             _check_number(name, getattr(self, name))
+        if not self.out.name:
+            raise ValueError(f"out must have a name of its own; got {str(self.out)!r}")
         if not self.loss:
             raise ValueError("loss must name at least one loss; got none")
         if self.loss_weights and len(self.loss_weights) != len(self.loss):
             raise ValueError(
                 f"loss_weights must be one for each of {len(self.loss)} losses; got {self.loss_weights}"
             )
+        if not all(abs(weight) < LARGEST[float] for weight in self.loss_weights):
+            raise ValueError(f"loss_weights must be finite; got {self.loss_weights}")
         if not (math.isfinite(self.epochs) and self.epochs > 0):
             raise ValueError(f"epochs must be a finite number above 0; got {self.epochs}")
         if self.max_length < 2:
             raise ValueError(f"max_length must be at least 2; got {self.max_length}")
-        if self.epsilon <= 0:
-            raise ValueError(f"epsilon must be above 0; got {self.epsilon}")
+        if not 0 < self.epsilon < LARGEST[float]:
+            raise ValueError(f"epsilon must be a finite number above 0; got {self.epsilon}")
+        if self.lora_targets and self.lora_rank is None:
+            raise ValueError(f"lora_targets needs lora_rank; got {self.lora_targets} and none")
         if self.keep_best and self.eval_pairs is None:
             raise ValueError("keep_best needs eval_pairs, whose loss says which is best; got none")
 
@@ -162,12 +171,23 @@ class Config:
 def _check_number(name: str, value: float | int | None) -> None:
     if value is None:
         return
-    rule = "at least 1" if name in POSITIVE else "at least 0" if name in NOT_NEGATIVE else "in [0, 1]"
-    low, high = (1.0 if name in POSITIVE else 0.0), (1.0 if name in FRACTIONS else math.inf)
-    if name == "lora_alpha":
-        rule, low = "above 0", math.ulp(0.0)
-    if not (low <= value <= high and math.isfinite(value)):
+    rule, low, high = _range_of(name, type(value))
+    if not low <= value <= high:
         raise ValueError(f"{name} must be {rule}; got {value}")
+
+
+def _range_of(name: str, kind: type) -> tuple[str, float, float]:
+    """The rule in words, and its bounds."""
+    most = float(LARGEST[kind])
+    if name in FRACTIONS:
+        return "in [0, 1]", 0.0, 1.0
+    if name in DECAYS:
+        return "in [0, 1)", 0.0, math.nextafter(1.0, 0.0)
+    if name in FINITE:
+        return "finite", -most, most
+    low = math.ulp(0.0) if name == "lora_alpha" else 1.0 if name in POSITIVE else 0.0
+    least = "above 0" if name == "lora_alpha" else f"at least {low:g}"
+    return f"{least} and at most {most:g}", low, most
 
 
 PLACES = ("out", "reference_cache", "tensorboard", "wandb", "export")  # where to, not what: no part of a run

@@ -18,8 +18,10 @@ from jaxpref.policies.transformer import TransformerConfig
 from jaxpref.results import RunId
 from jaxpref.score import check_place, resolve_model
 from jaxpref.trainer import binding, sinks
-from jaxpref.trainer.config import Config, settings
+from jaxpref.trainer.config import LARGEST, Config, settings
 from jaxpref.trainer.objective import Forward, Objective
+
+WEIGHTS = (1e-12, 1e12)  # of pairs; beyond, float32 has no room for sums over many of them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ def prepare(config: Config) -> Prepared:
     sinks.check(config)
     check_place(config.out)
     model = _load(config.model, config)
-    other = None if config.reference is None else _load(config.reference, config)
+    other = None if config.reference is None else _reference(config.reference, config)
     train_set = _pairs(config, model, config.pairs, config.limit)
     held_out = None if config.eval_pairs is None else _pairs(config, model, config.eval_pairs, None)
     run = _run_id(config, model, other, train_set, held_out)
@@ -56,7 +58,10 @@ def prepare(config: Config) -> Prepared:
 
 def num_steps(config: Config, num_pairs: int) -> int:
     """Optimizer steps; a last epoch of a fraction ends where it ends."""
-    return config.steps or math.ceil(config.epochs * order.steps_per_epoch(num_pairs, config.batch_size))
+    steps = config.steps or math.ceil(config.epochs * order.steps_per_epoch(num_pairs, config.batch_size))
+    if steps > LARGEST[int]:
+        raise ValueError(f"epochs must make at most {LARGEST[int]} steps; got {config.epochs}: {steps} steps")
+    return steps
 
 
 def _load(model: str, config: Config) -> LanguageModel:
@@ -65,12 +70,30 @@ def _load(model: str, config: Config) -> LanguageModel:
     return dataclasses.replace(loaded, config=changed)
 
 
+def _reference(model: str, config: Config) -> LanguageModel:
+    try:
+        return _load(model, config)
+    except ValueError as error:
+        raise ValueError(f"reference: {error}") from error
+
+
 def _pairs(config: Config, model: LanguageModel, path: Path, limit: int | None) -> PairSet:
-    return pair_set.prepare(
+    found = pair_set.prepare(
         path, model.tokenizer, max_length=config.max_length, vocab=model.config.vocab, limit=limit,
         skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt, after_end=config.after_end,
         cache=cache.cache_dir() / "tokens",
     )  # fmt: skip
+    _check_weights(found, path)
+    return found
+
+
+def _check_weights(pairs: PairSet, path: Path) -> None:
+    """Sums of weights times log-probabilities must be float32 numbers that are not flushed to 0."""
+    bad = (pairs.weights != 0) & ((pairs.weights < WEIGHTS[0]) | (pairs.weights > WEIGHTS[1]))
+    if bad.any():
+        first = int(bad.argmax())
+        rule = f"weight must be 0 or in [{WEIGHTS[0]:g}, {WEIGHTS[1]:g}]"
+        raise ValueError(f"{path}: {rule}; got {pairs.weights[first]:g} of the pair {pairs.ids[first]}")
 
 
 def _run_id(config: Config, model, other, train_set: PairSet, held_out: PairSet | None) -> RunId:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def _unfinished(path: Path, num_pairs: int) -> np.memmap:
 def _fill(table: np.memmap, pair_set: PairSet, score: Score, size: int, progress) -> None:
     order = np.argsort(pair_set.lengths.max(-1), kind="stable")
     for part in pieces.spans(order, size):
-        if np.isnan(table[part]).any():
+        if not (table[part] < 0).all():  # nan, or the zeros of a file that lost its end with the power
             (batch,) = pieces.cut(pair_set, part, size, None)
             found = np.stack([np.asarray(side)[: len(part)] for side in score(batch)], axis=-1)
             _check_finite(found, part, pair_set)
@@ -88,16 +87,14 @@ def _check_finite(found: np.ndarray, part: np.ndarray, pair_set: PairSet) -> Non
 
 
 def _store(path: Path, table: np.ndarray, settings: Mapping[str, Any]) -> None:
-    """The numbers first: a file without its description is not there."""
-    with cache.written_whole(path.with_suffix(".data")) as aside, aside.open("wb") as file:
-        np.save(file, table)
-    described = {
-        "settings": dict(settings),
-        "pairs": len(table),
-        "sha256": results.file_sha256(path.with_suffix(".data")),
-    }
-    results.write_json(path.with_suffix(".json"), described)
-    os.replace(path.with_suffix(".data"), path)
+    """The description first; another process that stores the same numbers has files of its own until then."""
+    with cache.written_whole(path) as aside:
+        with aside.open("wb") as file:
+            np.save(file, table)
+        sha256 = results.file_sha256(aside)
+        described = {"settings": dict(settings), "pairs": len(table), "sha256": sha256}
+        with cache.written_whole(path.with_suffix(".json")) as beside:
+            beside.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
 def _read(path: Path, settings: Mapping[str, Any], num_pairs: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def run(prepared: Prepared, watch: Watch | None = None) -> Path:
     folder = results.partial_folder(out)
     saved = Snapshots(folder / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best)
     writer.forget(saved.latest or 0)
-    made = setup.set_up(prepared, watch.tell)
+    made = setup.set_up(prepared, _telling_or_stopping(watch))
     state, notes = setup.initial_state(made, saved)
     others = sinks.of(config, prepared.run, folder)
     loop = Loop(made, saved, writer, watch, others, state, notes["num_tokens"])
@@ -78,6 +78,17 @@ def run(prepared: Prepared, watch: Watch | None = None) -> Path:
     writer.note(**_notes(made))
     writer.finish()
     return out
+
+
+def _telling_or_stopping(watch: Watch) -> Callable[[float, str], None]:
+    """For the reference pass, which keeps what it has: it may stop wherever it tells how far it is."""
+
+    def tell(fraction: float, text: str) -> None:
+        watch.tell(fraction, text)
+        if watch.stop():
+            raise Preempted(f"stopped at the {text}, which is kept; the same command goes on from there")
+
+    return tell
 
 
 def train_to_end(loop: Loop) -> None:
@@ -115,6 +126,7 @@ def save(loop: Loop, eval_loss: float | None = None) -> None:
         "num_tokens": loop.num_tokens,
         "seed": loop.prepared.config.seed,  # with the step it gives the position in the data
         "reference_key": loop.setup.reference_keys,
+        "run": setup.run_key(loop.prepared),
     }
     loop.saved.save(loop.state, notes, eval_loss)
 

@@ -16,7 +16,7 @@ from jaxpref.policies import lora
 from jaxpref.trainer import objective, optimizers, pieces, reference, steps
 from jaxpref.trainer.objective import Batch, Sums
 from jaxpref.trainer.prepare import Prepared, forward_of, lora_config
-from jaxpref.trainer.snapshots import Snapshots
+from jaxpref.trainer.snapshots import SnapshotError, Snapshots
 
 Tell = Callable[[float, str], None]
 Score = Callable[[Batch], PairLogps]
@@ -50,7 +50,8 @@ def set_up(prepared: Prepared, tell: Tell) -> Setup:
     trained, frozen = prepared.model.params, {}
     if prepared.adapters is not None:
         trained, frozen = prepared.adapters, prepared.model.params
-    size = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    longest = max(len(prepared.train), len(prepared.evaluation or ()))  # no set fills a larger batch
+    size = min(config.micro_batch_size or config.batch_size, config.batch_size, longest)
     score = reference_score(prepared, programs, trained, frozen)
     references, keys = _references(prepared, score, size, tell)
     return Setup(
@@ -116,12 +117,19 @@ def initial_state(setup: Setup, saved: Snapshots) -> tuple[train.TrainState, dic
     if saved.latest is None:
         return start(), {"num_tokens": 0}
     state, notes = saved.restore(jax.eval_shape(start))
+    if notes.get("run", run_key(setup.prepared)) != run_key(setup.prepared):
+        raise SnapshotError(f"{saved.folder / str(saved.latest)} is of another run; {saved.advice}")
     if notes["reference_key"] != setup.reference_keys:
         raise reference.ReferenceError(
             f"the checkpoint in {saved.folder} was made with the reference {notes['reference_key']}; "
             f"got {setup.reference_keys}"
         )
     return state, notes
+
+
+def run_key(prepared: Prepared) -> str:
+    """By which a run knows its checkpoints."""
+    return reference.key_of(prepared.run.config)
 
 
 def mismatch_kl(setup: Setup, pair_set: PairSet, indices: np.ndarray, params: PyTree) -> float:
@@ -135,7 +143,8 @@ def mismatch_kl(setup: Setup, pair_set: PairSet, indices: np.ndarray, params: Py
         policy = programs.logps(programs.outputs(params, setup.frozen, batch), batch)
         ratio = jax.tree.map(lambda p, r: np.asarray(p - r, np.float64), policy, score(batch))
         total += [float(np.sum(side * batch.weights)) for side in ratio]
-    return float(total.sum() / (2 * sum(float(batch.weights.sum()) for batch in batches)))
+    weight = 2 * sum(float(batch.weights.sum()) for batch in batches)
+    return float(total.sum() / weight) if weight else 0.0  # a step of pairs of weight 0 has no estimate
 
 
 def check_gap(sums: Sums, dtype: str) -> None:

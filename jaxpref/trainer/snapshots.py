@@ -76,8 +76,15 @@ class Snapshots:
             found = self._manager.restore(self.latest, args=arguments)
         except Exception as error:
             where = self.folder / str(self.latest)
-            raise SnapshotError(f"{where} is damaged or of another model: {error}") from error
+            raise SnapshotError(f"{where} is damaged or of another model; {self.advice}: {error}") from error
         return TrainState(**found["state"]), found["notes"]
+
+    @property
+    def advice(self) -> str:
+        """What to do about a newest checkpoint that cannot be used."""
+        before = sorted(self._manager.all_steps())[:-1]
+        start = f"the checkpoint of step {before[-1]}" if before else "the beginning"
+        return f"remove that folder to go on from {start}"
 
     def close(self) -> None:
         self._manager.close()

@@ -190,4 +190,4 @@ def step_totals(pieces: Sequence[Batch], kl: float | Array = 0.0) -> Totals:
     weight = sum(float(np.sum(piece.weights)) for piece in pieces)
     tokens = sum(float(np.sum(piece.weights * (piece.row_lengths[:, 0] - 1))) for piece in pieces)
     as_float = lambda x: jnp.asarray(x, jnp.float32)
-    return Totals(as_float(weight), as_float(tokens), as_float(kl))
+    return Totals(as_float(weight or 1.0), as_float(tokens or 1.0), as_float(kl))  # weight 0: no gradient

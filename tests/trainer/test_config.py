@@ -73,3 +73,24 @@ def test_the_settings_hold_every_field_but_places():
     names = {field.name for field in dataclasses.fields(Config)}
     missing = names - set(settings(Config(out=Path("x"))))
     assert missing == {"out", "reference_cache", "tensorboard", "wandb", "export"}
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"adam_beta1": 1.0}, r"adam_beta1 must be in \[0, 1\); got 1.0"),
+        ({"adam_beta2": 1.0}, r"adam_beta2 must be in \[0, 1\)"),
+        ({"epsilon": float("nan")}, "epsilon must be a finite number above 0; got nan"),
+        ({"beta": float("nan")}, "beta must be finite; got nan"),
+        ({"divergence_alpha": float("inf")}, "divergence_alpha must be finite; got inf"),
+        ({"learning_rate": 1e39}, "learning_rate must be at least 0 and at most"),
+        ({"loss_weights": (float("nan"),)}, "loss_weights must be finite"),
+        ({"seed": 2**64}, "seed must be at least 0 and at most"),
+        ({"warmup_steps": 10**30}, "warmup_steps must be at least 0 and at most"),
+        ({"lora_targets": ("q",)}, "lora_targets needs lora_rank"),
+        ({"out": Path(".")}, "out must have a name of its own"),
+    ],
+)
+def test_a_value_that_could_only_fail_later_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**{"out": Path("x"), **values})

@@ -97,3 +97,28 @@ def test_a_number_that_is_not_finite_stops_the_pass_and_names_the_pair(pairs, tm
     with pytest.raises(FloatingPointError, match="heavy"):
         computed(pairs, tmp_path, broken)
     assert not list(tmp_path.glob("*.npy"))
+
+
+def test_what_a_power_cut_left_as_zeros_is_computed_again(pairs, tmp_path):
+    partial = tmp_path / f"{reference.key_of(SETTINGS)}.partial"
+    np.zeros((len(pairs), 2), np.float32).tofile(partial)
+    found = computed(pairs, tmp_path, lengths_as_logps([]))
+    np.testing.assert_array_equal(found, -np.asarray(pairs.lengths, np.float32))
+
+
+def test_two_runs_that_end_the_same_pass_at_once_both_have_it(pairs, tmp_path, monkeypatch):
+    save, first = np.save, []
+
+    def save_while_another_run_ends(file, table):
+        if not first:
+            first.append(True)
+            computed(pairs, tmp_path, forbidden)  # it has all numbers, and stores them between our steps
+        save(file, table)
+
+    monkeypatch.setattr(np, "save", save_while_another_run_ends)
+    found = computed(pairs, tmp_path, lengths_as_logps([]))
+    np.testing.assert_array_equal(found, -np.asarray(pairs.lengths, np.float32))
+    assert sorted(path.suffix for path in tmp_path.glob(f"*{reference.key_of(SETTINGS)}*")) == [
+        ".json",
+        ".npy",
+    ]
