@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import logging
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,7 @@ import tyro
 from rich import progress
 from rich.console import Console
 
-from jaxpref import results
+from jaxpref import cache, results
 from jaxpref.trainer import config as configs
 from jaxpref.trainer import run as runs
 from jaxpref.trainer.config import Config
@@ -70,10 +72,15 @@ def _unchecked(**fields: Any) -> Config:
 
 def main(arguments: Sequence[str], say: Say) -> int:
     """Runs the command; `say(message, code)` prints one line and returns the code."""
+    logging.getLogger("absl").setLevel(
+        logging.CRITICAL
+    )  # orbax logs the tracebacks of what it raises as well
+    config = None
     try:
-        prepared = prepare(parse(arguments))
+        config = parse(arguments)
+        prepared = prepare(config)
     except (ValueError, OSError) as error:  # all that can be wrong with the input, before anything is written
-        return say(str(error), BAD_INPUT)
+        return say(_reason(error, config), BAD_INPUT)
     console = Console()
     _tell_input(console, prepared)
     try:
@@ -82,11 +89,26 @@ def main(arguments: Sequence[str], say: Say) -> int:
     except runs.Preempted as stopped:
         return say(str(stopped), STOPPED)
     except (FloatingPointError, SnapshotError, ReferenceError, OSError, ValueError) as error:
-        return say(str(error), FAILED)
+        return say(_reason(error, config), FAILED)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         return say(f"{str(error).splitlines()[0]}; a smaller micro_batch_size takes less memory", FAILED)
     _tell_results(console, prepared.config.out)
     return 0
+
+
+def _reason(error: Exception, config: Config | None) -> str:
+    """The message; of a disk that is full, which does not say where, with the places that are written to."""
+    if config is None or not isinstance(error, OSError) or error.filename is not None:
+        return str(error)
+    places = {"out": config.out, "cache": cache.cache_dir(), "reference_cache": config.reference_cache}
+    listed = [f"{name} {path} ({_free(path)} bytes free)" for name, path in places.items() if path]
+    return f"{error}; this run writes to {', '.join(listed)}; the same command goes on when there is room"
+
+
+def _free(path: Path) -> int:
+    """Bytes of the file system on which `path` is, or will be."""
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
 
 
 @contextlib.contextmanager

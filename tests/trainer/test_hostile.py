@@ -1,5 +1,6 @@
 """Input that is odd but allowed gives numbers; what is not is one line; what was stored is never mixed up."""
 
+import errno
 import json
 import shutil
 
@@ -96,3 +97,15 @@ def test_a_damaged_checkpoint_says_what_to_do_and_the_advice_helps(tmp_path, tra
 def test_a_reference_that_is_wrong_is_named_as_the_reference(tmp_path, train, capsys):
     assert train(tmp_path / "run", "--reference", "nowhere") == 2
     assert "reference: model must be" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_says_where(tmp_path, train, monkeypatch, capsys):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results, "write_json", full)
+    assert train(tmp_path / "run", "--loss", "simpo") == 1
+    said = capsys.readouterr().err
+    assert (
+        f"out {tmp_path / 'run'} (" in said and "bytes free" in said and "goes on when there is room" in said
+    )
