@@ -7,8 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, PyTree
 
+from jaxpref import logps
 from jaxpref.pairs import TokenRows
-from jaxpref.policies import transformer
+from jaxpref.policies import next_token, transformer
+from jaxpref.policies.generation import generate
+from jaxpref.policies.next_token import Drawn
 from jaxpref.policies.transformer import TransformerConfig
 from jaxpref.samples import SampledPolicy
 
@@ -35,22 +38,16 @@ def sample(
 ) -> Int[Array, "prompts samples tokens"]:
     """Independent responses of `num_tokens` tokens; no token ends one early.
 
-    The very draws of `transformer.sample`, but with keys and values cached: each token is read once.
+    One key for all rows, so a row's draw depends on its place among them; `sampling.sample` has none of that.
     """
     given = jnp.repeat(prompts, num_samples, axis=0)
-    rows, first = given.shape
-    cache = transformer.empty_cache(rows, first + num_tokens, config=config)
 
-    def read(carry: tuple[Array, PyTree], position: Array):
-        token, cache = carry
-        scores, cache = transformer.decode(params, cache, token, position, config=config)
-        drawn = jax.random.categorical(jax.random.fold_in(key, position + 1), scores)
-        next_given = given[:, jnp.minimum(position + 1, first - 1)]
-        token = jnp.where(position + 1 < first, next_given, drawn)
-        return (token, cache), token
+    def choose(logits: Array, place: Array) -> Drawn:
+        drawn = jax.random.categorical(jax.random.fold_in(key, prompts.shape[1] + place), logits)
+        return next_token.scored(drawn, logits, logps.log_softmax(logits))
 
-    _, tokens = jax.lax.scan(read, (given[:, 0], cache), jnp.arange(first + num_tokens - 1))
-    return tokens[first - 1 :].T.reshape(len(prompts), num_samples, num_tokens)
+    drawn, _ = generate(params, given, None, choose, config=config, num_tokens=num_tokens)
+    return drawn.tokens.reshape(len(prompts), num_samples, num_tokens)
 
 
 def token_logps(
@@ -62,8 +59,8 @@ def token_logps(
 ) -> Float[Array, "prompts samples tokens"]:
     """Log-probability of every token of the sampled responses, nats; the prompt's tokens do not count."""
     rows = response_rows(prompts, responses)
-    logps = transformer.row_token_logps(params, rows, config=config)
-    return logps[:, prompts.shape[1] :].reshape(responses.shape)
+    measured = transformer.row_token_logps(params, rows, config=config)
+    return measured[:, prompts.shape[1] :].reshape(responses.shape)
 
 
 def sampled_policy(config: TransformerConfig, num_tokens: int) -> SampledPolicy:

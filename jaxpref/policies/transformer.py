@@ -240,39 +240,3 @@ def token_logps(params: PyTree, batch: TokenPairs, *, config: TransformerConfig)
 def pair_logps(params: PyTree, batch: TokenPairs, *, config: TransformerConfig) -> PairLogps:
     """Log-probability of both responses of each pair, [pairs], nats."""
     return token_logps(params, batch, config=config).sum()
-
-
-def sample(
-    params: PyTree,
-    key: Array,
-    prompts: Int[Array, "rows prompt"],
-    *,
-    config: TransformerConfig,
-    num_tokens: int,
-    end_token: int | None = None,
-    temperature: float = 1.0,
-) -> TokenRows:
-    """Responses drawn token by token behind prompts of one length.
-
-    A row ends with its first `end_token`, which belongs to the response; what follows is padding. The
-    whole row is computed anew for each token: right for toys, wasteful for large models.
-    """
-    rows, prompt = prompts.shape
-    tokens = jnp.pad(prompts, ((0, 0), (0, num_tokens)))
-    mask = jnp.zeros(tokens.shape, bool)
-
-    def draw(carry: tuple[Array, Array, Array], position: Array):
-        tokens, mask, alive = carry
-        scores = logits(params, tokens, config=config)[:, position - 1] / temperature
-        token = jax.random.categorical(jax.random.fold_in(key, position), scores)
-        tokens = tokens.at[:, position].set(jnp.where(alive, token, tokens[:, position]))
-        mask = mask.at[:, position].set(alive)
-        return (tokens, mask, _still_alive(alive, token, end_token)), None
-
-    start = (tokens, mask, jnp.ones(rows, bool))
-    (tokens, mask, _), _ = jax.lax.scan(draw, start, prompt + jnp.arange(num_tokens))
-    return TokenRows(tokens, mask)
-
-
-def _still_alive(alive: Bool[Array, "rows"], token: Int[Array, "rows"], end_token: int | None):
-    return alive if end_token is None else alive & (token != end_token)

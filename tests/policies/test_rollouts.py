@@ -1,5 +1,7 @@
 """The transformer as a policy over responses of fixed length."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,19 +23,22 @@ def params():
 def test_cached_sampling_draws_what_sampling_without_a_cache_draws(params, prompt_length):
     prompts = jax.random.randint(jax.random.key(1), (4, prompt_length), 0, 11)
     key = jax.random.key(2)
-    fast = rollouts.sample(params, key, prompts, 3, config=CONFIG, num_tokens=5)
-    slow = transformer.sample(params, key, jnp.repeat(prompts, 3, axis=0), config=CONFIG, num_tokens=5)
-    np.testing.assert_array_equal(fast.reshape(12, 5), slow.tokens[:, prompt_length:])
+    sample = jax.jit(functools.partial(rollouts.sample, num_samples=3, config=CONFIG, num_tokens=5))
+    fast = sample(params, key, prompts)
+    tokens = jnp.pad(jnp.repeat(prompts, 3, axis=0), ((0, 0), (0, 5)))
+    whole = jax.jit(functools.partial(transformer.logits, config=CONFIG))
+    for length in range(prompt_length, prompt_length + 5):
+        drawn = jax.random.categorical(jax.random.fold_in(key, length), whole(params, tokens)[:, length - 1])
+        tokens = tokens.at[:, length].set(drawn)
+    np.testing.assert_array_equal(fast.reshape(12, 5), tokens[:, prompt_length:])
 
 
 def test_cached_scores_are_those_of_the_whole_row(params):
     tokens = jax.random.randint(jax.random.key(3), (2, 6), 0, 11)
     cache = transformer.empty_cache(2, 6, config=CONFIG)
-    scores = []
+    decode, scores = jax.jit(functools.partial(transformer.decode, config=CONFIG)), []
     for position in range(6):
-        row, cache = transformer.decode(
-            params, cache, tokens[:, position], jnp.asarray(position), config=CONFIG
-        )
+        row, cache = decode(params, cache, tokens[:, position], jnp.asarray(position))
         scores.append(row)
     expected = transformer.logits(params, tokens, config=CONFIG)
     np.testing.assert_allclose(jnp.stack(scores, axis=1), expected, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The transformer: causal, indifferent to padding and batch order, and sampling what it says it does."""
+"""The transformer: causal, indifferent to padding and batch order."""
 
 import dataclasses
 import functools
@@ -181,33 +181,6 @@ def test_prefill_and_decode_are_the_full_forward_of_padded_prompts(side):
         scores, cache = transformer.decode(PARAMS, cache, tokens[:, slot], jnp.asarray(slot), config=CONFIG)
         seen.append(scores)
     np.testing.assert_allclose(np.stack(seen, axis=1), expected, atol=1e-5)
-
-
-def test_samples_come_with_the_probabilities_of_pair_logps():
-    """A vocabulary of 3 and two tokens: 9 responses, counted against their exact probabilities."""
-    config = transformer.tiny(3, dim=8, layers=1, heads=2)
-    params = transformer.init(jax.random.key(5), config)
-    prompts, num = jnp.zeros((1, 2), int), 4000
-    drawn = transformer.sample(
-        params, jax.random.key(6), jnp.repeat(prompts, num, 0), config=config, num_tokens=2
-    )
-    counts = np.bincount(np.asarray(drawn.tokens[:, 2] * 3 + drawn.tokens[:, 3]), minlength=9) / num
-    every = jnp.array([[0, 0, a, b] for a in range(3) for b in range(3)])
-    table = TokenRows(every, jnp.broadcast_to(jnp.arange(4) >= 2, every.shape))
-    exact = np.exp(np.asarray(transformer.row_token_logps(params, table, config=config)).sum(-1))
-    np.testing.assert_allclose(exact.sum(), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(counts, exact, atol=0.03)  # four standard errors at p = 1/2
-
-
-def test_a_response_ends_with_its_first_end_token():
-    prompts = jnp.ones((64, 2), int)
-    drawn = transformer.sample(PARAMS, jax.random.key(2), prompts, config=CONFIG, num_tokens=12, end_token=4)
-    for tokens, mask in zip(np.asarray(drawn.tokens), np.asarray(drawn.response_mask), strict=True):
-        response = tokens[mask]
-        assert 4 not in response[:-1] and not mask[:2].any()
-        assert response[-1] == 4 or len(response) == 12
-        assert mask[2 : 2 + len(response)].all()
-    assert 4 in np.asarray(drawn.tokens)
 
 
 def test_the_state_that_predicts_a_token_stands_before_it():
