@@ -32,7 +32,7 @@ class LanguageModel:
     config: TransformerConfig
     params: PyTree  # float32 unless asked otherwise
     tokenizer: Tokenizer
-    weights_sha256: str  # of the GGUF file; of all files' hashes for a folder
+    weights_sha256: str  # of the GGUF file; of a folder's config and shards
     source: Path | None = None  # the file or folder that it was read from
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of `hf_folder.EXTRAS`
 
@@ -115,8 +115,9 @@ def _load_folder(folder: Path, place: Place) -> LanguageModel:
 
 
 def _folder_sha256(folder: Path) -> str:
-    """One hash for all shards: of their hashes, in the order of their names."""
-    hashes = "".join(results.file_sha256(path) for path in hf_folder.shards(folder))
+    """Of the hashes of `config.json`, without which the weights say nothing, and of all shards by name."""
+    files = [folder / "config.json", *hf_folder.shards(folder)]
+    hashes = "".join(results.file_sha256(path) for path in files)
     return hashlib.sha256(hashes.encode()).hexdigest()
 
 

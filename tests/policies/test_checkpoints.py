@@ -74,6 +74,16 @@ def test_hugging_face_folder_gives_back_its_weights(tmp_path, config, shards):
     jax.tree.map(np.testing.assert_array_equal, as_written(model.params, config), weights)
 
 
+def test_the_same_weights_under_another_config_are_another_model(tmp_path):
+    """Or a stored reference, a run or a score of the one would be taken for the other's."""
+    weights, slower = tiny_model.random_weights(), dataclasses.replace(tiny_model.CONFIG, rope_theta=1e5)
+    folders = [tiny_model.write_folder(tmp_path / "one", weights, tiny_model.CONFIG),
+               tiny_model.write_folder(tmp_path / "copy", weights, tiny_model.CONFIG),
+               tiny_model.write_folder(tmp_path / "slower", weights, slower)]  # fmt: skip
+    one, copy, other = (checkpoints.load(folder).weights_sha256 for folder in folders)
+    assert one == copy != other
+
+
 def test_gguf_and_folder_of_one_model_give_equal_logits(tmp_path):
     weights, config = tiny_model.random_weights(), tiny_model.CONFIG
     models = [
