@@ -45,7 +45,7 @@ def prepare(config: Config) -> Prepared:
     sinks.check(config)
     check_place(config.out)
     model = _load(config.model, config)
-    other = None if config.reference is None else _reference(config.reference, config)
+    other = None if config.reference is None else _reference(config.reference, model, config)
     train_set = _pairs(config, model, config.pairs, config.limit)
     held_out = None if config.eval_pairs is None else _pairs(config, model, config.eval_pairs, None)
     run = _run_id(config, model, other, train_set, held_out)
@@ -70,11 +70,18 @@ def _load(model: str, config: Config) -> LanguageModel:
     return dataclasses.replace(loaded, config=changed)
 
 
-def _reference(model: str, config: Config) -> LanguageModel:
+def _reference(name: str, model: LanguageModel, config: Config) -> LanguageModel:
+    """Another model that reads the same token ids."""
     try:
-        return _load(model, config)
+        found = _load(name, config)
     except ValueError as error:
         raise ValueError(f"reference: {error}") from error
+    if found.config.vocab < model.config.vocab:  # an id beyond it would be read as another one
+        sizes = f"{found.config.vocab} below {model.config.vocab}"
+        raise ValueError(f"reference must have at least the model's vocabulary; got {name}: {sizes}")
+    if found.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
+        raise ValueError(f"reference must have the model's tokenizer; got {name}, whose tokens are others")
+    return found
 
 
 def _pairs(config: Config, model: LanguageModel, path: Path, limit: int | None) -> PairSet:

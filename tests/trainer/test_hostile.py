@@ -1,16 +1,21 @@
 """Input that is odd but allowed gives numbers; what is not is one line; what was stored is never mixed up."""
 
+import dataclasses
 import errno
 import json
 import shutil
 
 import numpy as np
 import pytest
+import tiny_model
 
 from jaxpref import results
 from jaxpref.trainer import run as runs
 
 PAIR = {"prompt_ids": [5, 6], "chosen_ids": [7, 8], "rejected_ids": [9, 10, 11]}
+
+
+MODEL = dataclasses.replace(tiny_model.CONFIG, dim=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_dim=24)
 
 
 @pytest.fixture
@@ -109,3 +114,14 @@ def test_a_disk_that_is_full_says_where(tmp_path, train, monkeypatch, capsys):
     assert (
         f"out {tmp_path / 'run'} (" in said and "bytes free" in said and "goes on when there is room" in said
     )
+
+
+def test_a_reference_of_another_vocabulary_or_tokenizer_is_refused(tmp_path, train, model_folder, capsys):
+    small = dataclasses.replace(MODEL, vocab=MODEL.vocab - 1)
+    tiny_model.write_folder(tmp_path / "small", tiny_model.random_weights(small), small)
+    shutil.copytree(model_folder, tmp_path / "other")
+    described = tmp_path / "other" / "tokenizer.json"
+    described.write_text(described.read_text().replace("<|endoftext|>", "<|other|>"))
+    for name, message in (("small", "at least the model's vocabulary"), ("other", "the model's tokenizer")):
+        assert train(tmp_path / "run", "--reference", tmp_path / name) == 2
+        assert f"reference must have {message}" in capsys.readouterr().err
