@@ -1,5 +1,7 @@
 """Where TRL 1.16 is wrong or surprising: what it does, and what is done here."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,9 +9,11 @@ pytest.importorskip("trl", reason="parity extra not installed")
 import torch
 import trl
 import trl_losses
+import trl_runs
 from bound_losses import ours
 
 from jaxpref import losses
+from jaxpref.policies import checkpoints, transformer
 
 pytestmark = pytest.mark.parity
 
@@ -118,3 +122,22 @@ def test_likelihood_in_wpo_belongs_to_its_own_pair_here():
     weights = torch.exp(means[:2] + means[2:]).numpy()
     expected = -weights[:, None] * given.mask[:2] / given.mask[:2].sum()
     np.testing.assert_allclose(pushed[:2], expected, rtol=1e-5)
+
+
+def test_an_end_token_that_is_padding_too_keeps_its_input_embedding_in_torch(tmp_path):
+    """`pad_token_id` of config.json is the embedding's `padding_idx`, whose row gets no gradient: an end
+    token amid a conversation, or before a template's line end, is not trained there. Here it is."""
+    trl_runs.write_inputs(tmp_path)
+    model, tokens = trl_runs.make_model(1), np.array([[5, 1, 7, 3]])
+    mine = checkpoints.load(tmp_path / "model")
+    scores = lambda params: transformer.logits(params, jnp.asarray(tokens), config=mine.config)
+    grads = np.asarray(jax.grad(lambda params: jnp.sum(scores(params) ** 2))(mine.params)["embedding"])
+    assert not _embedding_gradient(model, tokens, padding=1)[1].any() and grads[1].any()
+    np.testing.assert_allclose(grads, _embedding_gradient(model, tokens, padding=None), atol=1e-4)
+
+
+def _embedding_gradient(model: torch.nn.Module, tokens: np.ndarray, padding: int | None) -> np.ndarray:
+    table = model.get_input_embeddings()
+    table.padding_idx, table.weight.grad = padding, None
+    model(input_ids=torch.tensor(tokens)).logits.pow(2).sum().backward()
+    return table.weight.grad.numpy()
