@@ -15,7 +15,10 @@ from jaxpref.policies.safetensors_file import Entry
 
 INDEX = "model.safetensors.index.json"
 NAMED = 3  # tensors or files that an error names; it counts the rest
-EXTRAS = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range")
+EXTRAS = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range",
+    "attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout",  # ours is none
+)  # fmt: skip
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 

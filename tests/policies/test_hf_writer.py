@@ -96,6 +96,18 @@ def test_gguf_becomes_a_folder_of_the_same_model(tmp_path, monkeypatch):
     assert (ours.bos, ours.eos, ours.chat_template) == (1, 2, tiny_model.TEMPLATE)
 
 
+def test_dropout_that_a_config_turns_off_stays_off(tmp_path):
+    """GPT-2's is 0.1 for transformers where `config.json` is silent."""
+    model = checkpoints.load(
+        tiny_model.write_folder(tmp_path / "m", tiny_model.random_weights(), tiny_model.CONFIG)
+    )
+    off = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | off))
+    checkpoints.save(tmp_path / "out", checkpoints.load(tmp_path / "m"))
+    assert off.items() <= json.loads((tmp_path / "out" / "config.json").read_text()).items()
+
+
 def test_a_tokenizer_that_adds_bos_still_does(model, tmp_path):
     for add_bos in (False, True):
         tokenizer = Tokenizer(backend=model.tokenizer.backend, bos=1, eos=2, add_bos=add_bos)
