@@ -1,11 +1,13 @@
 """The training run: step, measure, save, and go on where it was."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,10 +63,28 @@ def run(prepared: Prepared, watch: Watch | None = None) -> Path:
       FloatingPointError: a loss or a gradient was not finite; names step, pairs and last checkpoint.
       SnapshotError, ReferenceError: as their modules say.
     """
-    out, config, watch = prepared.config.out, prepared.config, watch or Watch()
-    if results.is_finished(out, prepared.run):
-        return out
+    out = prepared.config.out
     out.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        if not results.is_finished(out, prepared.run):
+            _run(prepared, watch or Watch())
+    return out
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two processes in one folder would clean up each other's checkpoints; a killed one's lock is free."""
+    path = out.with_name(f".{out.name}.lock")
+    try:
+        with filelock.FileLock(path, timeout=0):
+            yield
+            path.unlink(missing_ok=True)
+    except filelock.Timeout as error:
+        raise ValueError(f"out must not be in use; another process trains into {out}") from error
+
+
+def _run(prepared: Prepared, watch: Watch) -> None:
+    out, config = prepared.config.out, prepared.config
     writer = RunWriter(out, prepared.run, provenance(), watch.tell, keep=True)
     folder = results.partial_folder(out)
     saved = Snapshots(folder / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best)
@@ -77,7 +97,6 @@ def run(prepared: Prepared, watch: Watch | None = None) -> Path:
     export.write(prepared, loop.state.params, folder)
     writer.note(**_notes(made))
     writer.finish()
-    return out
 
 
 def _telling_or_stopping(watch: Watch) -> Callable[[float, str], None]:

@@ -26,9 +26,7 @@ def tensorboard(folder: Path) -> Sink:
 
 def wandb(project: str, run: str, config: Mapping[str, Any]) -> Sink:
     """A run of that project, gone on with where one of that name is there."""
-    started = _require(*WANDB).init(
-        project=project, id=run, name=run, config=dict(config), resume="allow"
-    )
+    started = _require(*WANDB).init(project=project, id=run, name=run, config=dict(config), resume="allow")
     return lambda step, metrics: started.log(dict(metrics), step=step)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import filelock
 import jax
 import numpy as np
 import pytest
@@ -133,6 +134,13 @@ def test_sigterm_saves_and_exits_with_a_message(tmp_path, arguments):
     assert process.returncode == 143 and b"is saved; the same command goes on" in said
     saved = [p.name for p in (results.partial_folder(out) / "checkpoints").iterdir() if p.name.isdecimal()]
     assert len(saved) == 1 and int(saved[0]) == path.read_bytes().count(b"\n")
+
+
+def test_a_folder_that_another_process_trains_into_is_refused(tmp_path, train, capsys):
+    with filelock.FileLock(tmp_path / ".run.lock"):
+        assert train(tmp_path / "run") == 1
+    assert "another process trains into" in capsys.readouterr().err
+    assert not any(tmp_path.glob("run*"))
 
 
 def test_a_runs_config_given_back_is_the_same_run(tmp_path, train, capsys):
