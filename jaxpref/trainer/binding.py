@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxpref import losses
@@ -16,6 +17,9 @@ from jaxpref.trainer.config import Config
 from jaxpref.trainer.objective import LossInputs, Objective
 
 KL = "kl"  # the hyperparameter that is estimated at every step unless a user sets it
+SFT = "sft"  # a mean over all chosen tokens of a batch
+WITH_SFT = ("cpo_sigmoid", "cpo_hinge", "cpo_ipo", "cpo_simpo")  # `lam` times that mean is a term of theirs
+ALIKE = ("aot", "aot_unpaired", "kto_pair", "bco")  # what they take over a batch is a sort or a plain mean
 STRENGTHS = ("beta", "tau")  # what scales the reward: IPO calls it tau
 
 
@@ -75,6 +79,13 @@ def bind(config: Config) -> Objective:
     )
 
 
+def check_weights(config: Config, weights: np.ndarray) -> None:
+    """Raises ValueError where pairs weigh differently and a loss compares them by ranks or plain means."""
+    keys = {trl_names.resolve(name)[0] for name in config.loss}
+    if (refused := sorted(keys & set(ALIKE))) and len(np.unique(weights)) > 1:
+        raise ValueError(f"pairs must all have one weight for {', '.join(refused)}, which compares them")
+
+
 def _terms(config: Config) -> tuple[Term, ...]:
     given = [_assignment(text) for text in config.loss_args]
     found = [
@@ -126,13 +137,18 @@ def _losses(
     total = jnp.zeros(tokens.chosen.shape[0])
     for term in terms:  # a likelihood has no log-ratio that another divergence or LD-DPO could change
         seen = with_reference if "reference" in term.entry.needs else (tokens, inputs)
-        total = total + term.weight * _bound(term, inputs)(*seen)
+        scale = inputs.token_scale if term.key == SFT else 1.0
+        total = total + scale * term.weight * _bound(term, inputs)(*seen)
     return total * modifiers.wpo_weights(tokens, log_sum_sq) if config.wpo else total
 
 
 def _bound(term: Term, inputs: LossInputs) -> Any:
-    estimated = {KL: jax.lax.stop_gradient(inputs.kl)} if term.estimates_kl else {}
-    return losses.bind(term.key, **term.values, **estimated)
+    values: dict[str, Any] = dict(term.values)
+    if term.estimates_kl:
+        values[KL] = jax.lax.stop_gradient(inputs.kl)
+    if term.key in WITH_SFT:
+        values["lam"] = inputs.token_scale * values.get("lam", term.entry.hyperparameters["lam"])
+    return losses.bind(term.key, **values)
 
 
 def _response_logps(ld_alpha: float | None, tokens: PairTokenLogps) -> PairLogps:

@@ -48,6 +48,9 @@ class LossInputs(NamedTuple):
     reference: PairLogps | None
     lengths: PairLengths
     kl: Float[Array, ""]
+    token_scale: Float[
+        Array, ""
+    ]  # makes a mean over the batch's tokens one in which they weigh as their pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,11 +91,18 @@ def pair_losses(objective: Objective, policy: Outputs, batch: Batch, totals: Tot
     """The loss of each pair, scaled so that the weighted mean over the step's pairs is the step's loss."""
     tokens = response_tokens(policy, batch.pairs)
     log_sum_sq = _response_means(policy, batch.pairs)
-    inputs = LossInputs(batch.pairs.reference, batch.pairs.lengths, totals.kl)
+    lengths = batch.pairs.lengths
+    inputs = LossInputs(batch.pairs.reference, lengths, totals.kl, _token_scale(lengths, batch.weights))
     values = objective.losses(tokens, inputs, log_sum_sq)
     if objective.prompt_nll:
         values = values + objective.prompt_nll * _row_nll(policy, batch) * totals.weight / totals.row_tokens
     return values
+
+
+def _token_scale(lengths: PairLengths, weights: Float[Array, "pairs"]) -> Float[Array, ""]:
+    """Mean chosen length over weighted mean chosen length; 1 where all pairs weigh alike."""
+    weighted = jnp.sum(weights * lengths.chosen) / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+    return jnp.mean(lengths.chosen) / jnp.where(weighted > 0, weighted, 1.0)
 
 
 def _row_nll(policy: Outputs, batch: Batch) -> Float[Array, "pairs"]:

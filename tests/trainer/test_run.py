@@ -257,6 +257,7 @@ def test_a_full_disk_while_saving_is_an_error_and_leaves_no_half_checkpoint(tmp_
         (("--pairs", "/nowhere.jsonl"), "cannot be read"),
         (("--lora-rank", "2", "--lora-targets", "nose"), "nose"),
         (("--max-length", "2"), "max_length"),
+        (("--loss", "aot"), "pairs must all have one weight for aot"),
         (("--config", "/nowhere.toml"), "cannot be read"),
     ],
 )

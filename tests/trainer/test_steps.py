@@ -1,6 +1,7 @@
 """A step in one piece or in many; TRL's metrics against their definitions in float64."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from scipy.special import log_softmax
 
 from jaxpref import logps, losses
 from jaxpref.pairs import PairLogps, TokenPairs, TokenRows
-from jaxpref.trainer import objective, steps
+from jaxpref.trainer import binding, objective, steps
+from jaxpref.trainer.config import Config
 from jaxpref.trainer.objective import Batch, Objective
 
 VOCAB, DIM, LENGTH, PAIRS = 11, 5, 9, 7
@@ -44,7 +46,7 @@ def bound(name, **values):
     return Objective(
         losses=lambda tokens, inputs, log_sum_sq: loss(tokens, inputs),
         response_logps=lambda tokens: tokens.sum(), beta=0.1, needs_reference="reference" in entry.needs,
-        averaged=False, batchwise=name in ("sft", "kto_pair"),
+        averaged=False, batchwise=entry.batchwise,
     )  # fmt: skip
 
 
@@ -84,6 +86,16 @@ def test_the_likelihood_of_whole_rows_is_a_mean_over_tokens_in_any_split():
     np.testing.assert_allclose(metrics["loss"] - plain["loss"], 0.7 * expected, rtol=1e-5)
     split, _ = gradients(of, cut(BATCH, [4, 3], 4))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), grads, split)
+
+
+@pytest.mark.parametrize("name", ["dpo", "sft", "cpo_simpo"])
+def test_a_weight_of_two_is_a_pair_that_is_there_twice(name):
+    of = binding.bind(Config(out=Path("x"), loss=(name,)))
+    twice = jax.tree.map(lambda x: x[np.array([0, 1, 1, 2])], BATCH)._replace(weights=np.ones(4, np.float32))
+    weighted = jax.tree.map(lambda x: x[:3], BATCH)._replace(weights=np.array([1, 2, 1], np.float32))
+    both = [jax.tree.leaves(gradients(of, [batch])) for batch in (twice, weighted)]
+    for expected, found in zip(*both):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
 
 
 def scores(side):
