@@ -48,9 +48,8 @@ class LossInputs(NamedTuple):
     reference: PairLogps | None
     lengths: PairLengths
     kl: Float[Array, ""]
-    token_scale: Float[
-        Array, ""
-    ]  # makes a mean over the batch's tokens one in which they weigh as their pairs
+    # Makes tokens weigh as their pairs in a mean over the batch; 1 where all weigh alike.
+    token_scale: Float[Array, ""] | float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
