@@ -13,7 +13,6 @@ from jaxpref.losses.contrastive import (
     cpo_simpo_loss,
 )
 from jaxpref.losses.likelihood import rpo_iter_loss, rpo_reg_loss, sft_loss, unlikelihood_loss
-from jaxpref.losses.modifiers import weighted_sum
 from jaxpref.losses.pairwise import (
     cdpo_loss,
     discopop_loss,
@@ -128,5 +127,4 @@ __all__ = [
     "sppo_hard_loss",
     "unlikelihood_loss",
     "unlikelihood_nsr_loss",
-    "weighted_sum",
 ]

@@ -1,8 +1,7 @@
-"""What may be put around a loss: other divergences, shorter responses, weights of pairs, sums of losses."""
+"""What may be put around a loss: other divergences, shorter responses, weights of pairs."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from jaxpref.losses.hyperparameters import Scalar
 from jaxpref.losses.quantities import LARGEST_EXPONENT, capped, logratios
-from jaxpref.losses.table import BoundLoss, get
+from jaxpref.losses.table import get
 from jaxpref.pairs import PairLogps, PairTokenLogps
 
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
@@ -129,33 +128,3 @@ def _masked_sum(values: Float[Array, "pairs tokens"], mask: Bool[Array, "pairs t
 
 def _masked_mean(values: Float[Array, "pairs tokens"], mask: Bool[Array, "pairs tokens"]) -> Array:
     return _masked_sum(values, mask) / jnp.maximum(mask.sum(-1), 1)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class WeightedSum:
-    """Bound losses with their weights, a bound loss itself."""
-
-    terms: tuple[tuple[BoundLoss, Scalar], ...]
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """All that some term needs."""
-        return tuple(dict.fromkeys(need for loss_fn, _ in self.terms for need in loss_fn.needs))
-
-    @property
-    def batchwise(self) -> bool:
-        """Whether some term looks at other pairs."""
-        return any(loss_fn.batchwise for loss_fn, _ in self.terms)
-
-    def __call__(self, policy: PairLogps | PairTokenLogps, batch: Any) -> Array:
-        return sum(weight * loss_fn(policy, batch) for loss_fn, weight in self.terms)  # type: ignore[return-value]
-
-
-def weighted_sum(terms: Sequence[tuple[BoundLoss, Scalar]]) -> WeightedSum:
-    """`loss_fn(policy, batch) -> [pairs]` of several bound losses (MPO). ValueError where there is none.
-
-    References: Wang et al. 2024, arXiv:2411.10442: 0.8 DPO + 0.2 BCO + 1.0 SFT; TRL `loss_weights`.
-    """
-    if not terms:
-        raise ValueError("terms of a weighted sum must be at least one; got none")
-    return WeightedSum(tuple(terms))

@@ -72,9 +72,7 @@ def _unchecked(**fields: Any) -> Config:
 
 def main(arguments: Sequence[str], say: Say) -> int:
     """Runs the command; `say(message, code)` prints one line and returns the code."""
-    logging.getLogger("absl").setLevel(
-        logging.CRITICAL
-    )  # orbax logs the tracebacks of what it raises as well
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs the tracebacks of what it raises too
     config = None
     try:
         config = parse(arguments)

@@ -47,7 +47,6 @@ def prepare(config: Config) -> Prepared:
     model = _load(config.model, config)
     other = None if config.reference is None else _reference(config.reference, model, config)
     train_set = _pairs(config, model, config.pairs, config.limit)
-    binding.check_weights(config, train_set.weights)
     held_out = None if config.eval_pairs is None else _pairs(config, model, config.eval_pairs, None)
     run = _run_id(config, model, other, train_set, held_out)
     results.is_finished(config.out, run)  # raises where the folder holds another run
@@ -92,6 +91,7 @@ def _pairs(config: Config, model: LanguageModel, path: Path, limit: int | None) 
         cache=cache.cache_dir() / "tokens",
     )  # fmt: skip
     _check_weights(found, path)
+    binding.check_weights(config, found.weights)
     return found
 
 

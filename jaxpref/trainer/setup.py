@@ -71,9 +71,7 @@ def combine(prepared: Prepared) -> steps.Combine:
 
 def reference_score(prepared: Prepared, programs: steps.Programs, trained: PyTree, frozen: PyTree) -> Score:
     """A batch to the reference's log-probabilities."""
-    if (
-        prepared.objective.mismatched
-    ):  # the first update overwrites the parameters; these are needed to the end
+    if prepared.objective.mismatched:  # needed to the end, and the first update overwrites the parameters
         trained = jax.tree.map(lambda x: x.copy(), trained)
     if prepared.reference is None:
         return lambda batch: programs.logps(programs.outputs(trained, frozen, batch), batch)

@@ -139,20 +139,6 @@ def test_wpo_refuses_losses_of_ranks_by_name():
         modifiers.check_wpo(["dpo", "aot"])
 
 
-def test_a_weighted_sum_is_linear_and_needs_what_its_terms_need(problem):
-    terms = [(losses.bind("dpo"), 0.8), (losses.bind("unlikelihood"), 0.2), (losses.bind("sft"), 1.0)]
-    loss_fn = losses.weighted_sum(terms)
-    expected = sum(w * f(problem.tokens, problem) for f, w in terms)
-    np.testing.assert_allclose(loss_fn(problem.tokens, problem), expected, rtol=1e-12)
-    assert set(loss_fn.needs) == {"reference", "tokens", "lengths"}
-    assert loss_fn.batchwise and not losses.weighted_sum(terms[:2]).batchwise
-
-
-def test_a_sum_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="terms of a weighted sum must be at least one; got none"):
-        losses.weighted_sum([])
-
-
 def test_js_scores_are_bounded_above_and_linear_below():
     scores = modifiers.divergence_scores(
         pairs([-50.0, 50.0], 0.0), pairs([0.0, 0.0], 0.0), kind="js_divergence"

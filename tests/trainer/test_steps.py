@@ -10,11 +10,11 @@ import optax
 import pytest
 from scipy.special import log_softmax
 
-from jaxpref import logps, losses
+from jaxpref import logps
 from jaxpref.pairs import PairLogps, TokenPairs, TokenRows
 from jaxpref.trainer import binding, objective, steps
 from jaxpref.trainer.config import Config
-from jaxpref.trainer.objective import Batch, Objective
+from jaxpref.trainer.objective import Batch
 
 VOCAB, DIM, LENGTH, PAIRS = 11, 5, 9, 7
 rng = np.random.default_rng(0)
@@ -41,13 +41,8 @@ def make_batch():
 BATCH = make_batch()
 
 
-def bound(name, **values):
-    entry, loss = losses.get(name), losses.bind(name, **values)
-    return Objective(
-        losses=lambda tokens, inputs, log_sum_sq: loss(tokens, inputs),
-        response_logps=lambda tokens: tokens.sum(), beta=0.1, needs_reference="reference" in entry.needs,
-        averaged=False, batchwise=entry.batchwise,
-    )  # fmt: skip
+def bound(name):
+    return binding.bind(Config(out=Path("x"), loss=(name,)))
 
 
 def cut(batch, sizes, fill):
@@ -90,7 +85,7 @@ def test_the_likelihood_of_whole_rows_is_a_mean_over_tokens_in_any_split():
 
 @pytest.mark.parametrize("name", ["dpo", "sft", "cpo_simpo"])
 def test_a_weight_of_two_is_a_pair_that_is_there_twice(name):
-    of = binding.bind(Config(out=Path("x"), loss=(name,)))
+    of = bound(name)
     twice = jax.tree.map(lambda x: x[np.array([0, 1, 1, 2])], BATCH)._replace(weights=np.ones(4, np.float32))
     weighted = jax.tree.map(lambda x: x[:3], BATCH)._replace(weights=np.array([1, 2, 1], np.float32))
     both = [jax.tree.leaves(gradients(of, [batch])) for batch in (twice, weighted)]
@@ -129,7 +124,7 @@ def weighted_token_mean(values, where):
 
 
 def test_metrics_are_trls_definitions():
-    _, found = gradients(bound("dpo", beta=0.1), [BATCH])
+    _, found = gradients(bound("dpo"), [BATCH])
     chosen, rejected = ((table(side) * mask(side)).sum(-1) for side in (0, 1))
     reward = [0.1 * (own - np.asarray(ref)) for own, ref in zip((chosen, rejected), BATCH.pairs.reference)]
     mean = lambda values: np.average(values, weights=BATCH.weights)
