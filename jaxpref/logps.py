@@ -12,16 +12,16 @@ from jaxpref.pairs import PairLogps, PairTokenLogps, TokenPairs, TokenRows
 
 
 class TokenStatistics(NamedTuple):
-    """What one look at the vocabulary tells of each token of rows; a row's first token, unpredicted, has 0.
+    """What one look at the vocabulary tells of each token; a row's first token, unpredicted, has 0.
 
     Gradients go through `logps` alone.
     """
 
-    logps: Float[Array, "rows length"]  # of every token, prompt and padding too, nats
-    entropy: Float[Array, "rows length"]  # of the distribution that the token was drawn from, nats
-    top1: Bool[Array, "rows length"]  # it is the first of those with the largest logit
-    mean_logit: Float[Array, "rows length"]  # over the vocabulary
-    log_sum_sq: Float[Array, "rows length"]  # log of the sum of squared probabilities, nats
+    logps: Float[Array, "*places"]  # of every token, prompt and padding too, nats
+    entropy: Float[Array, "*places"]  # of the distribution that the token was drawn from, nats
+    top1: Bool[Array, "*places"]  # it is the first of those with the largest logit
+    mean_logit: Float[Array, "*places"]  # over the vocabulary
+    log_sum_sq: Float[Array, "*places"]  # log of the sum of squared probabilities, nats
 
 
 def wide(x: Array) -> Array:
