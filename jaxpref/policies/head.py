@@ -158,13 +158,13 @@ def _add(sums: _Sums, columns: Columns, states: Array, targets: Array, scoring: 
         centred=shrunk * (sums.centred + moved * stop_gradient(sums.total)) + (fixed_weights * above).sum(0),
         squares=jnp.square(shrunk) * sums.squares + jnp.square(fixed_weights).sum(0),
         raw=sums.raw + columns.only_fresh(stop_gradient(logits), 0.0).sum(0),
-        target=sums.target + jnp.where(columns.ids() == targets, columns.only_fresh(logits, 0.0), 0).sum(0),
+        target=sums.target + jnp.where(columns.ids == targets, columns.only_fresh(logits, 0.0), 0).sum(0),
         rows=rows,
     )
 
 
 def _first(columns: Columns, logits: Array, highest: Array) -> Array:
-    return jnp.where(logits == highest, columns.ids(), jnp.iinfo(jnp.int32).max).min(0)
+    return jnp.where(logits == highest, columns.ids, jnp.iinfo(jnp.int32).max).min(0)
 
 
 def _mean_rows(rows, shrunk, columns: Columns, logits, weights, scoring: Scoring) -> Array:
@@ -238,8 +238,17 @@ def _weights(scoring, tile, states, matrix, bias, targets, mask, log_norms, cota
 
 def _add_weights(sums: Weights, columns: Columns, brought, scoring: Scoring) -> Weights:
     states, targets, log_norms, cotangent = brought
+    pulled = cotangent * by_products(columns, states, targets, log_norms, scoring)
+    return add_weights(sums, pulled, states)
+
+
+def add_weights(sums: Weights, pulled: Array, states: Array) -> Weights:
+    """What the gradient by the products, [vocab, places], adds to that by matrix and bias."""
+    matrix = sums.matrix + tiles.product(pulled.astype(states.dtype), states, ((1,), (0,)))
+    return Weights(matrix, None if sums.bias is None else sums.bias + pulled.sum(1))
+
+
+def by_products(columns: Columns, states, targets, log_norms, scoring: Scoring) -> Array:
+    """Derivative of each place's log-probability by the products h W^T + b of a tile, [vocab, places]."""
     logits = tiles.score(columns, states, scoring)
-    by_logits = (columns.ids() == targets) - jnp.exp(logits - log_norms)
-    by_products = cotangent * scoring.slopes(logits) * by_logits
-    matrix = sums.matrix + tiles.product(by_products.astype(states.dtype), states, ((1,), (0,)))
-    return Weights(matrix, None if sums.bias is None else sums.bias + by_products.sum(1))
+    return scoring.slopes(logits) * ((columns.ids == targets) - jnp.exp(logits - log_norms))

@@ -47,11 +47,12 @@ class Columns(NamedTuple):
 
     matrix: Float[Array, "vocab dim"]
     bias: Float[Array, "vocab"] | None
-    start: Int[Array, ""]
+    ids: Int[Array, "vocab 1"]  # consecutive, in a tile
     fresh: Bool[Array, "vocab 1"] | None  # False: seen in the tile before; None where tiles fit evenly
 
-    def ids(self) -> Int[Array, "vocab 1"]:
-        return self.start + jnp.arange(self.matrix.shape[0])[:, None]
+    @property
+    def start(self) -> Int[Array, ""]:
+        return self.ids[0, 0]
 
     def only_fresh(self, table: Array, otherwise: float) -> Array:
         return table if self.fresh is None else jnp.where(self.fresh, table, otherwise)
@@ -69,9 +70,9 @@ class VocabTiles(NamedTuple):
         wanted = i * self.size
         start = jnp.minimum(wanted, self.matrix.shape[0] - self.size)
         cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, self.size)
-        fresh = (start + jnp.arange(self.size) >= wanted)[:, None]
+        ids = (start + jnp.arange(self.size))[:, None]
         even = self.count * self.size == self.matrix.shape[0]
-        return Columns(cut(self.matrix), cut(self.bias), start, None if even else fresh)
+        return Columns(cut(self.matrix), cut(self.bias), ids, None if even else ids >= wanted)
 
 
 def vocab_tiles(matrix: Array, bias: Array | None, most: int) -> VocabTiles:

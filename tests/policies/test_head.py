@@ -64,9 +64,7 @@ def both(function, arrays, weights, tile=SMALL, **settings):
     return grad(tiled), grad(expected)
 
 
-CASES = {
-    "plain": {}, "capped": {"cap": 3.0}, "scaled": {"scale": 0.25}, "capped and scaled": {"cap": 2.0, "scale": 0.5},
-}  # fmt: skip
+CASES = {"plain": {}, "capped": {"cap": 3.0}, "scaled": {"scale": 0.25}, "both": {"cap": 2.0, "scale": 0.5}}
 WEIGHTS = jnp.linspace(-1, 2, PLACES)
 
 
