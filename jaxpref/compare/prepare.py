@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpref import results, score
+from jaxpref import results
 from jaxpref.compare import contenders, problems, sweep, user_losses
 from jaxpref.compare.config import DEFAULT_SWEEP, MOST_RECORDS, Config
 from jaxpref.compare.contenders import Contender
@@ -59,7 +59,7 @@ def prepare(config: Config) -> Prepared:
     budget = _budget(config, problem)
     run = _run_id(config, entries, numbers, budget)
     results.is_finished(config.out, run)  # raises where the folder holds another run
-    score.check_place(config.out)
+    results.check_place(config.out)
     return Prepared(
         config=config, problem=problem, entries=entries, left_out=left_out, budget=budget, run=run
     )

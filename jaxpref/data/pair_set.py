@@ -29,6 +29,7 @@ from jaxpref.data.tokenizer import Tokenizer
 from jaxpref.pairs import TokenPairs, TokenRows
 
 Which = Literal["chosen", "rejected"]
+ARRAYS = ("weights", "columns", "lengths", "starts", "tokens", "offsets", "lines", "merged", "truncated")
 COLUMNS = (*files.SCORES, *files.COUNTS)
 RECORDS_AT_ONCE = 512
 CHARACTERS_AT_ONCE = 2**22  # of a batch; one pair may have more
@@ -64,6 +65,9 @@ class PairSet:
     columns: np.ndarray  # [pairs, 4] float32, `COLUMNS`; NaN where the file names none
     lengths: np.ndarray  # [pairs, 2] tokens of the rows (prompt and response) of chosen, rejected
     starts: np.ndarray  # [pairs] tokens of the prompt, which both rows share
+    lines: np.ndarray  # [pairs] of the file, from 1
+    merged: np.ndarray  # [pairs] a token spans prompt and response
+    truncated: np.ndarray  # [pairs] a response was cut off
     sha256: str  # of token ids, lengths, starts, weights and columns: what a run depends on
     report: Report
     bad: tuple[BadLine, ...]
@@ -87,6 +91,13 @@ class PairSet:
         if which == "chosen":
             return prompt, self.tokens[begin + start : begin + start + chosen]
         return prompt, self.tokens[begin + start + chosen : begin + start + chosen + rejected]
+
+    def groups(
+        self, indices: Iterable[int | np.integer]
+    ) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
+        """Token ids of each pair's prompt, and of its chosen and rejected response: what `packing` takes."""
+        sides = [(self._parts(i, "chosen"), self._parts(i, "rejected")) for i in indices]
+        return [chosen[0] for chosen, _ in sides], [(chosen[1], rejected[1]) for chosen, rejected in sides]
 
     def batch(
         self, indices: Iterable[int | np.integer] | np.ndarray, length: int | None = None
@@ -215,7 +226,7 @@ def _pair_set(folder: Path) -> PairSet:
         sha256=hashlib.sha256("".join(parts).encode()).hexdigest(),
         report=Report(**meta["report"]),
         bad=tuple(BadLine(**line) for line in meta["bad"]),
-        **{name: arrays[name] for name in ("weights", "columns", "lengths", "starts", "tokens", "offsets")},
+        **{name: arrays[name] for name in ARRAYS},
     )
 
 
@@ -326,6 +337,9 @@ def _append(arrays: dict[str, ArrayWriter], pairs: Sequence[EncodedPair], path: 
     )
     arrays["lengths"].append([(len(w), len(l)) for w, l, _ in rows])
     arrays["starts"].append([start for _, _, start in rows])
+    arrays["lines"].append([pair.record.line for pair in pairs])
+    for name in ("merged", "truncated"):
+        arrays[name].append([getattr(p.chosen, name) or getattr(p.rejected, name) for p in pairs])
     arrays["weights"].append([_column(pair, path, "weight", 1.0) for pair in pairs])
     arrays["columns"].append([[_column(pair, path, name, math.nan) for name in COLUMNS] for pair in pairs])
     names = [pair.record.id.encode("utf-8") for pair in pairs]

@@ -5,6 +5,7 @@
     lengths.npy  int32, [pairs, 2]: tokens of the rows of chosen and rejected, prompt included
     starts.npy   int32, [pairs]: tokens of the prompt
     weights.npy  float32, [pairs]
+    lines.npy    int64, [pairs]: of the file, from 1; merged.npy, truncated.npy bool: what became of the texts
     columns.npy  float32, [pairs, 4]: scores of chosen and rejected, votes for either; NaN where there is none
     ids.npy      uint8: the pairs' names, UTF-8, one after the other; names.npy int64, [pairs + 1]: where
     meta.json    the hash of every file, and what the caller notes
@@ -29,7 +30,8 @@ from jaxpref.results import file_sha256
 DTYPES: dict[str, tuple[type, tuple[int, ...]]] = {  # of an element
     "tokens": (np.int32, ()), "offsets": (np.int64, ()), "lengths": (np.int32, (2,)),
     "starts": (np.int32, ()), "weights": (np.float32, ()), "columns": (np.float32, (4,)),
-    "ids": (np.uint8, ()), "names": (np.int64, ()),
+    "ids": (np.uint8, ()), "names": (np.int64, ()), "lines": (np.int64, ()),
+    "merged": (np.bool_, ()), "truncated": (np.bool_, ()),
 }  # fmt: skip
 META = "meta.json"
 ABANDONED = 86_400.0  # seconds

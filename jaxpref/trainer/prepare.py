@@ -9,14 +9,13 @@ import jax
 from jax import Array
 from jaxtyping import PyTree
 
-from jaxpref import cache, logps, results
+from jaxpref import cache, fetch, logps, results
 from jaxpref.data import order, pair_set
 from jaxpref.data.pair_set import PairSet
 from jaxpref.policies import checkpoints, lora, transformer
 from jaxpref.policies.checkpoints import LanguageModel
 from jaxpref.policies.transformer import TransformerConfig
 from jaxpref.results import RunId
-from jaxpref.score import check_place, resolve_model
 from jaxpref.trainer import binding, sinks
 from jaxpref.trainer.config import LARGEST, Config, settings
 from jaxpref.trainer.objective import Forward, Objective
@@ -43,7 +42,7 @@ def prepare(config: Config) -> Prepared:
     """Raises ValueError, naming what is wrong with the input."""
     bound = binding.bind(config)
     sinks.check(config)
-    check_place(config.out)
+    results.check_place(config.out)
     model = _load(config.model, config)
     other = None if config.reference is None else _reference(config.reference, model, config)
     train_set = _pairs(config, model, config.pairs, config.limit)
@@ -65,7 +64,7 @@ def num_steps(config: Config, num_pairs: int) -> int:
 
 
 def _load(model: str, config: Config) -> LanguageModel:
-    loaded = checkpoints.load(resolve_model(model), name=Path(model).name)
+    loaded = checkpoints.load(fetch.resolve(model), name=Path(model).name)
     changed = dataclasses.replace(loaded.config, remat=config.remat, dtype=config.dtype)
     return dataclasses.replace(loaded, config=changed)
 

@@ -55,12 +55,25 @@ def test_rows_are_those_of_encode_pairs_in_the_order_of_the_file(tmp_path, tiny,
     assert list(made.ids) == [pair.record.id for pair in encoded] and made.ids[-1] == encoded[-1].record.id
     assert made.ids[1:3] == [pair.record.id for pair in encoded[1:3]]
     assert made.weights.tolist() == [pair.record.columns.get("weight", 1.0) for pair in encoded]
+    assert made.lines.tolist() == [pair.record.line for pair in encoded]
+    for name in ("merged", "truncated"):
+        expected = [getattr(pair.chosen, name) or getattr(pair.rejected, name) for pair in encoded]
+        assert getattr(made, name).tolist() == expected
     for i, pair in enumerate(encoded):
         assert made.row(i, "chosen").tolist() == list(pair.chosen.tokens)
         assert made.row(i, "rejected").tolist() == list(pair.rejected.tokens)
         assert made.starts[i] == pair.chosen.start == pair.rejected.start
         assert made.lengths[i].tolist() == [len(pair.chosen.tokens), len(pair.rejected.tokens)]
     assert isinstance(made.tokens, np.memmap) and made.tokens.dtype == np.int32
+
+
+def test_groups_are_prompts_and_both_responses_which_make_the_rows(tmp_path, tiny):
+    made, order = prepare(write(tmp_path / "pairs.jsonl", lines()), tiny), np.array([7, 0, 3])
+    prompts, responses = made.groups(order)
+    for i, prompt, pair in zip(order, prompts, responses, strict=True):
+        assert len(prompt) == made.starts[i]
+        for which, response in zip(("chosen", "rejected"), pair, strict=True):
+            np.testing.assert_array_equal(np.concatenate([prompt, response]), made.row(i, which))
 
 
 def test_batches_are_those_of_to_batch_and_masks_know_nothing_of_ids(tmp_path, tiny):
