@@ -82,6 +82,25 @@ class TokenPairs(NamedTuple):
         return PairLengths(self.chosen.response_mask.sum(-1), self.rejected.response_mask.sum(-1))
 
 
+class PackedRows(NamedTuple):
+    """Prompts with their responses, any number of groups in a row; `data.packing` makes them.
+
+    A group is a prompt and its responses, one after the other: prompt, chosen, rejected, or more of them.
+    Positions go on from the prompt's end in every response, and a response sees its own prompt and itself,
+    nothing else. Separate rows are the same noun: each holds a prompt and one response. What is measured of
+    `tokens` is aligned with them, and `slots` finds it again for each response.
+    """
+
+    tokens: Int[Array, "rows length"]
+    positions: Int[Array, "rows length"]  # behind the token's own prompt's first; -1 for padding
+    groups: Int[Array, "rows length"]  # number of the group within its row; -1 for padding
+    branches: Int[Array, "rows length"]  # 0 in a prompt, 1, 2, ... in the responses; 0 for padding
+    sources: Int[
+        Array, "rows length"
+    ]  # place in the row of the state that predicts the token; -1: none asked
+    slots: Int[Array, "groups branches tokens"]  # row * length + place of each token, -1 after the last
+
+
 class IndexPairs(NamedTuple):
     """What a policy over finitely many responses reads: which prompt, which two responses."""
 

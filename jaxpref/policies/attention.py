@@ -12,6 +12,7 @@ from jaxpref.logps import wide
 from jaxpref.policies import rope
 from jaxpref.policies.architecture import TransformerConfig
 from jaxpref.policies.layers import Dense, Norm, computing
+from jaxpref.policies.layout import Layout
 
 
 class Reading(NamedTuple):
@@ -33,6 +34,13 @@ def distances(
 ) -> Int[Array, "rows length keys"]:
     """How many tokens each key stands before each query; -1 for padding."""
     return jnp.where(keys[:, None] >= 0, queries[:, :, None] - keys[:, None], -1)
+
+
+def packed_distances(layout: Layout) -> Int[Array, "rows length length"]:
+    """`distances` within a group, from a token to its prompt and to its own response; -1 for all else."""
+    queries, keys = (Layout(*(jnp.expand_dims(x, at) for x in layout)) for at in (2, 1))
+    same = (queries.groups == keys.groups) & ((keys.branches == 0) | (keys.branches == queries.branches))
+    return jnp.where(same & (keys.positions >= 0), queries.positions - keys.positions, -1)
 
 
 def reading(

@@ -12,12 +12,14 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PyTree
 
 from jaxpref import logps
-from jaxpref.logps import wide
-from jaxpref.pairs import PairLogps, PairTokenLogps, TokenPairs, TokenRows
+from jaxpref.logps import TokenStatistics, wide
+from jaxpref.pairs import PackedRows, PairLogps, PairTokenLogps, TokenPairs, TokenRows
 from jaxpref.policies import attention
 from jaxpref.policies.architecture import RopeScaling, TransformerConfig, tiny
 from jaxpref.policies.attention import Attention, Reading
+from jaxpref.policies.head import token_statistics
 from jaxpref.policies.layers import Mlp, Norm, computing
+from jaxpref.policies.layout import Layout
 
 __all__ = ["RopeScaling", "TransformerConfig", "tiny"]
 
@@ -47,10 +49,11 @@ class Decoder(nn.Module):
         tokens: Int[Array, "rows length"],
         mask: Bool[Array, "rows length"] | None = None,
         slot: Int[Array, ""] | None = None,
+        layout: Layout | None = None,
     ) -> Float[Array, "rows length dim"]:
         c = self.config
         embedding = self._matrices()
-        positions, reading = self._read(tokens, mask, slot)
+        positions, reading = self._read(tokens, mask, slot) if layout is None else _packed(layout, c)
         x = computing(embedding[tokens], c)
         if c.scaled_embedding:
             x *= jnp.asarray(c.dim**0.5, x.dtype)  # rounded to the dtype, as in training
@@ -90,6 +93,11 @@ class Decoder(nn.Module):
         return positions, cache.value
 
 
+def _packed(layout: Layout, c: TransformerConfig) -> tuple[Array, Reading]:
+    distance = attention.packed_distances(layout)
+    return layout.positions, attention.reading(layout.positions, distance, None, c)
+
+
 def _scanned(c: TransformerConfig) -> Any:
     """All layers as one, over parameters stacked on a leading axis."""
     policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}.get(c.remat)
@@ -115,15 +123,18 @@ def hidden(
     *,
     config: TransformerConfig,
     mask: Bool[Array, "rows length"] | None = None,
+    layout: Layout | None = None,
 ) -> Float[Array, "rows length dim"]:
     """Hidden states after the final norm.
 
     Args:
       mask: True on real tokens, if padding stands on the left; on the right it needs no mask, for no
         token sees what follows it. Positions count real tokens. The states of padding mean nothing.
+      layout: of packed rows, instead of `mask`; learned positions must reach as far as its longest response.
     """
-    _check_length(tokens.shape[1], config)
-    states: Any = Decoder(config).apply({"params": params}, tokens, mask)
+    if layout is None:
+        _check_length(tokens.shape[1], config)
+    states: Any = Decoder(config).apply({"params": params}, tokens, mask, layout=layout)
     return states
 
 
@@ -169,6 +180,20 @@ def next_token_logits(
 
 def _at(states: Float[Array, "rows length dim"], positions: Int[Array, "rows"]) -> Float[Array, "rows dim"]:
     return jnp.take_along_axis(states, positions[:, None, None], axis=1)[:, 0]
+
+
+def statistics(params: PyTree, rows: PackedRows, *, config: TransformerConfig) -> TokenStatistics:
+    """What one look at the vocabulary tells of each token that has a source, [rows, length]; 0 elsewhere."""
+    layout = Layout(rows.positions, rows.groups, rows.branches)
+    states = sources_of(hidden(params, rows.tokens, config=config, layout=layout), rows)
+    matrix, asked = unembedding(params, config=config), rows.sources >= 0
+    states = computing(states, config)
+    return token_statistics(states, matrix, rows.tokens, asked, cap=config.logit_cap)
+
+
+def sources_of(states: Float[Array, "rows length dim"], rows: PackedRows) -> Float[Array, "rows length dim"]:
+    """The states that predict each token; the row's first where there is none."""
+    return jnp.take_along_axis(states, jnp.maximum(rows.sources, 0)[..., None], axis=1)
 
 
 def empty_cache(rows: int, length: int, *, config: TransformerConfig) -> PyTree:

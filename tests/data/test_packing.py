@@ -1,0 +1,69 @@
+"""Packed rows: every token once, where a plain reading of the definition expects it."""
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import given
+
+from jaxpref.data import packing
+
+LENGTHS = st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=4), min_size=1, max_size=12)
+
+
+def groups_of(lengths):
+    """Prompts and responses with ids that occur once."""
+    ends = np.cumsum([size for group in lengths for size in group])
+    ids = iter(np.split(np.arange(1, ends[-1] + 1, dtype=np.int32), ends[:-1]))
+    pieces = [[next(ids) for _ in group] for group in lengths]
+    return [piece[0] for piece in pieces], [piece[1:] for piece in pieces]
+
+
+def check(rows, prompts, responses, prompts_too=False):
+    """Every token of every group, from the definition alone."""
+    length = rows.tokens.shape[1]
+    for n, (prompt, tails) in enumerate(zip(prompts, responses, strict=True)):
+        for branch, ids in enumerate([prompt, *tails]):
+            slots = rows.slots[n, branch]
+            assert (slots[: len(ids)] >= 0).all() and (slots[len(ids) :] == -1).all()
+            row, place = np.divmod(slots[: len(ids)], length)
+            assert (row == row[0]).all() and (np.diff(place) == 1).all()
+            np.testing.assert_array_equal(rows.tokens[row, place], ids)
+            start = len(prompt) if branch else 0
+            np.testing.assert_array_equal(rows.positions[row, place], start + np.arange(len(ids)))
+            assert (rows.branches[row, place] == branch).all()
+            before = rows.sources[row, place]
+            if branch == 0:
+                expected = place - 1 if prompts_too else np.full(len(ids), -1)
+                np.testing.assert_array_equal(before, np.where(place == place[0], -1, expected))
+                continue
+            np.testing.assert_array_equal(before[1:], place[:-1])
+            assert rows.tokens[row[0], before[0]] == prompt[-1]
+            assert rows.groups[row[0], before[0]] == rows.groups[row[0], place[0]]
+            assert rows.branches[row[0], before[0]] == 0
+
+
+@given(LENGTHS, st.booleans())
+def test_shared_rows_hold_every_token_once_and_slots_find_it(lengths, prompts_too):
+    prompts, responses = groups_of(lengths)
+    rows = packing.shared(prompts, responses, prompts_too=prompts_too)
+    check(rows, prompts, responses, prompts_too)
+    real = rows.positions >= 0
+    assert sorted(rows.tokens[real]) == list(range(1, sum(map(sum, lengths)) + 1))
+    assert (rows.groups[~real] == -1).all() and (rows.sources[~real] == -1).all()
+    assert len(np.unique(rows.slots[rows.slots >= 0])) == real.sum()
+    for row in rows.groups:  # a group is consecutive, and numbers begin at 0 in each row
+        changes = row[np.flatnonzero(np.diff(row, prepend=-2))]
+        assert [n for n in changes if n >= 0] == list(range(int(row.max()) + 1))
+
+
+@given(LENGTHS, st.booleans())
+def test_separate_rows_are_a_prompt_and_one_response(lengths, prompts_too):
+    prompts, responses = groups_of(lengths)
+    rows = packing.separate(prompts, responses, prompts_too=prompts_too)
+    check(rows, prompts, responses, prompts_too)
+    most = max(map(len, responses))
+    for n, (prompt, tails) in enumerate(zip(prompts, responses, strict=True)):
+        for branch in range(1, most + 1):
+            row = (branch - 1) * len(prompts) + n
+            expected = np.concatenate([prompt, tails[branch - 1]]) if branch <= len(tails) else []
+            np.testing.assert_array_equal(rows.tokens[row, rows.positions[row] >= 0], expected)
+            np.testing.assert_array_equal(rows.positions[row, : len(expected)], np.arange(len(expected)))

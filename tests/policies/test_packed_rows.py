@@ -1,0 +1,89 @@
+"""Shared and packed rows give each response what it has in a row of its own, for every family."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpref import logps
+from jaxpref.data import packing
+from jaxpref.policies import families, transformer
+
+GOLDEN = Path(__file__).parent / "golden"
+spec = importlib.util.spec_from_file_location("make_families", GOLDEN / "make_families.py")
+make_families = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_families)
+MODEL_TYPES = {"GPTNeoX": "gpt_neox", "Gemma3": "gemma3_text"}
+# Prompt, then responses: prompts longer than every window, of one token, equal responses, a lone token.
+LENGTHS = ((7, 4, 6), (1, 3, 1), (5, 2, 2), (6, 5))
+LONGEST = 13
+SHAPE = packing.Shape(8, 24)  # longer than GPT-2's 17 positions, which no response comes to
+
+
+@functools.cache
+def recipe(name: str):
+    """Config and parameters of a case."""
+    kind, values = make_families.CASES[name]
+    config = families.config_of({"model_type": MODEL_TYPES.get(kind, kind.lower()), **values})
+    weights = make_families.weights(name, families.expected_shapes(config))
+    shapes = {key: array.shape for key, array in weights.items()}
+    return config, families.to_params(families.Tensors(shapes, weights.__getitem__), config)
+
+
+def groups_of(seed=0):
+    rng = np.random.default_rng(seed)
+    pieces = [[rng.integers(0, 29, size).astype(np.int32) for size in group] for group in LENGTHS]
+    pieces[2][2] = pieces[2][1]
+    return [piece[0] for piece in pieces], [piece[1:] for piece in pieces]
+
+
+def table(values, slots):
+    """[groups, responses, tokens], 0 where there is none."""
+    return jnp.where(slots[:, 1:] >= 0, values.reshape(-1)[slots[:, 1:]], 0)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def packed(params, rows, weights, *, config):
+    """Tables of all statistics, and the gradient of the weighted log-probabilities."""
+
+    def loss(params):
+        measured = transformer.statistics(params, rows, config=config)
+        tables = jax.tree.map(lambda x: table(x, rows.slots), measured)
+        return (weights * tables.logps).sum(), tables
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def plain(params, rows, *, config):
+    """The same tables without a layout: each row on its own, through whole logits."""
+    scores = transformer.logits(params, rows.tokens[:, :LONGEST], config=config)
+    before = jnp.pad(scores, ((0, 0), (1, 24 - LONGEST), (0, 0)))[:, :24]
+    measured = logps._statistics(before.reshape(-1, scores.shape[-1]), rows.tokens.reshape(-1))
+    return jax.tree.map(lambda x: table(x, rows.slots), measured)
+
+
+def close(actual, expected):
+    """To 1e-5 of each array's scale, or of a hundredth of the largest's: some are 0 but for rounding."""
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
+    scale = lambda x: max(float(np.abs(x).max()), 0.01 * largest)
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale(b))
+    jax.tree.map(
+        same, *(jax.tree.map(lambda x: np.asarray(x, np.float64), tree) for tree in (actual, expected))
+    )
+
+
+@pytest.mark.parametrize("name", make_families.CASES)
+def test_shared_packed_rows_are_separate_rows_in_values_and_gradients(name):
+    config, params = recipe(name)
+    groups, weights = groups_of(), np.random.default_rng(1).standard_normal((4, 2, 24)).astype(np.float32)
+    alone, together = packing.separate(*groups, SHAPE), packing.shared(*groups, SHAPE)
+    (_, tables), grads = packed(params, alone, weights, config=config)
+    (_, shared_tables), shared_grads = packed(params, together, weights, config=config)
+    close(tables, plain(params, alone, config=config))
+    close(shared_tables, tables)
+    close(shared_grads, grads)
