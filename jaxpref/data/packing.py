@@ -64,6 +64,7 @@ def shared(
     *,
     groups: int | None = None,
     prompts_too: bool = False,
+    plan: Sequence[Sequence[int]] | None = None,
 ) -> PackedRows:
     """Rows of whole groups, each prompt once.
 
@@ -74,6 +75,7 @@ def shared(
       groups: of the table of slots; those beyond the given ones repeat the first, at no computation: give
         them weight 0. None is as many as there are.
       prompts_too: whether prompt tokens are predicted as well; the first never is.
+      plan: which groups each row holds, in order, each in one row; None is that of `fit`.
 
     Raises:
       ValueError: something is empty, or the groups do not fit.
@@ -81,7 +83,7 @@ def shared(
     pieces = _pieces(prompts, responses)
     lengths = [sum(map(len, piece)) for piece in pieces]
     shape = choose_shape(lengths) if shape is None else shape
-    plan = fit(lengths, shape)
+    plan = fit(lengths, shape) if plan is None else _checked(plan, lengths, shape)
     rows = [[(group, range(len(pieces[group]))) for group in members] for members in plan]
     made = _write(pieces, rows, shape, prompts_too)
     return made._replace(slots=_filled(made.slots, len(pieces), groups))
@@ -138,6 +140,14 @@ def fit(lengths: Sequence[int], shape: Shape) -> list[list[int]]:
     rows = _best_fit(lengths, shape.length)
     _check_fit(shape, len(rows), max(lengths))
     return rows
+
+
+def _checked(plan: Sequence[Sequence[int]], lengths: Sequence[int], shape: Shape) -> Sequence[Sequence[int]]:
+    _check_fit(shape, len(plan), max(sum(lengths[group] for group in row) for row in plan))
+    named = sorted(group for row in plan for group in row)
+    if named != list(range(len(lengths))):
+        raise ValueError(f"plan must name each of {len(lengths)} groups once; got {named}")
+    return plan
 
 
 def _best_fit(lengths: Sequence[int], length: int) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis import given
 
 from jaxpref.data import packing
@@ -67,3 +68,15 @@ def test_separate_rows_are_a_prompt_and_one_response(lengths, prompts_too):
             expected = np.concatenate([prompt, tails[branch - 1]]) if branch <= len(tails) else []
             np.testing.assert_array_equal(rows.tokens[row, rows.positions[row] >= 0], expected)
             np.testing.assert_array_equal(rows.positions[row, : len(expected)], np.arange(len(expected)))
+
+
+def test_rows_follow_a_plan_and_a_plan_that_is_none_is_refused():
+    prompts, responses = groups_of([[2, 3, 1], [1, 1, 1], [2, 2, 2]])
+    shape = packing.Shape(2, 64)
+    rows = packing.shared(prompts, responses, shape, plan=[[2, 0], [1]])
+    check(rows, prompts, responses)
+    np.testing.assert_array_equal(rows.tokens[0, :2], prompts[2])
+    np.testing.assert_array_equal(rows.tokens[1, :1], prompts[1])
+    for plan, message in [([[0], [1]], "plan must name"), ([[0], [1], [2]], "shape.rows must be at least 3")]:
+        with pytest.raises(ValueError, match=message):
+            packing.shared(prompts, responses, shape, plan=plan)
