@@ -122,7 +122,7 @@ def logit_cotangents(
     cap: float | None = None,
     scale: float = 1.0,
 ) -> Float[Array, "ids places"]:
-    """Derivative of each place's log-probability by its product h W^T + b at the named entries, [ids, places].
+    """Derivative of each place's log-probability by its products h W^T + b at named entries, [ids, places].
 
     Times the states it is the matrix's gradient at those entries: what a tied embedding's lookup, whose
     gradient is 0 elsewhere, has in common with the head. An entry may be named more than once.
