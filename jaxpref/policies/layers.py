@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxpref.logps import wide
+from jaxpref.policies import taps
 from jaxpref.policies.architecture import TransformerConfig
 
 ACTIVATIONS = {
@@ -34,13 +35,20 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "rows length inputs"]) -> Float[Array, "rows length features"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         rows = computing(x.reshape(-1, x.shape[-1]), self.config)  # for 3-D inputs XLA on CPUs copies
-        y = rows @ computing(kernel, self.config)  # before each weight gradient: hence a matrix
-        if self.name in self.config.biases:
-            y += computing(self.param("bias", nn.initializers.zeros, (self.features,)), self.config)
+        y = self._product(rows, "kernel", kernel)  # before each weight gradient: hence a matrix
         if self.has_variable("params", "lora_a"):  # put there by `lora.attach`, its scale in lora_b
             first, second = self._adapter()
-            y += rows @ computing(first, self.config) @ computing(second, self.config)
-        return y.reshape(*x.shape[:-1], self.features)
+            y += self._product(self._product(rows, "lora_a", first), "lora_b", second)
+        y = y.reshape(*x.shape[:-1], self.features)
+        if self.name in self.config.biases:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y += computing(taps.vector(self, "bias", bias, y.ndim), self.config)
+        return y
+
+    def _product(self, x: Array, name: str, matrix: Array) -> Array:
+        if self.has_variable("taps", name):
+            return taps.through(self, name, taps.product, x, matrix)
+        return x @ computing(matrix, self.config)
 
     def _adapter(self) -> tuple[Array, Array]:
         values: Any = self.variables["params"]
@@ -63,9 +71,12 @@ class Norm(nn.Module):
         if kind == "plain_layer":
             return x / jnp.sqrt(square)
         start = nn.initializers.zeros if kind == "rms_plus_one" else nn.initializers.ones
-        scale = wide(self.param("scale", start, x.shape[-1:])) + (kind == "rms_plus_one")
-        bias = wide(self.param("bias", nn.initializers.zeros, x.shape[-1:])) if kind == "layer" else 0.0
+        scale = self._vector("scale", start, x) + (kind == "rms_plus_one")
+        bias = self._vector("bias", nn.initializers.zeros, x) if kind == "layer" else 0.0
         return x * (jax.lax.rsqrt(square) * scale) + bias
+
+    def _vector(self, name: str, start: Any, x: Array) -> Array:
+        return taps.vector(self, name, wide(self.param(name, start, x.shape[-1:])), x.ndim)
 
 
 class Mlp(nn.Module):

@@ -54,14 +54,19 @@ class Decoder(nn.Module):
         c = self.config
         embedding = self._matrices()
         positions, reading = self._read(tokens, mask, slot) if layout is None else _packed(layout, c)
-        x = computing(embedding[tokens], c)
+        x = computing(self._found("embedding", embedding[tokens]), c)
         if c.scaled_embedding:
             x *= jnp.asarray(c.dim**0.5, x.dtype)  # rounded to the dtype, as in training
         if c.positions == "learned":
             table = self.param("position_embedding", nn.initializers.normal(0.02), (c.max_length, c.dim))
-            x += computing(table[jnp.maximum(positions, 0)], c)
+            x += computing(self._found("position_embedding", table[jnp.maximum(positions, 0)]), c)
         x, _ = _scanned(c)(c, name="layers")(x, reading, _per_layer(c))
         return Norm(c, name="final_norm")(x)
+
+    def _found(self, name: str, vectors: Float[Array, "some_rows length dim"]) -> Array:
+        """What was looked up; plus a tap of zeros, whose gradient is that of the vectors, where there is one."""
+        tap: Any = self.variable("taps", name, lambda: 0.0) if self.has_variable("taps", name) else None
+        return vectors if tap is None else vectors + tap.value
 
     def _matrices(self) -> Float[Array, "vocab dim"]:
         c = self.config
@@ -103,8 +108,8 @@ def _scanned(c: TransformerConfig) -> Any:
     policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}.get(c.remat)
     layer: Any = Layer if c.remat == "none" else nn.remat(Layer, prevent_cse=False, policy=policy)
     return nn.scan(
-        layer, variable_axes={"params": 0, "cache": 0}, split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0), length=c.layers,
+        layer, variable_axes={"params": 0, "cache": 0, "taps": 0}, variable_carry="markers",
+        split_rngs={"params": True}, in_axes=(nn.broadcast, 0), length=c.layers,
     )  # fmt: skip
 
 

@@ -22,17 +22,17 @@ PairPolicy = Callable[[PyTree, PyTree], PairLogps]
 class GradientGeometry(NamedTuple):
     """Inner product and squared norms of the gradients of both responses' `logps`."""
 
-    inner: Float[Array, "pairs"]
-    chosen_sq_norm: Float[Array, "pairs"]
-    rejected_sq_norm: Float[Array, "pairs"]
+    inner: Float[Array, "*pairs"]
+    chosen_sq_norm: Float[Array, "*pairs"]
+    rejected_sq_norm: Float[Array, "*pairs"]
 
     @property
-    def cosine(self) -> Float[Array, "pairs"]:
+    def cosine(self) -> Float[Array, "*pairs"]:
         """Cosine of the angle between the two gradients; 0 where one of them vanishes."""
         return _cosine(self.inner, self.chosen_sq_norm, self.rejected_sq_norm)
 
     @property
-    def entangled(self) -> Float[Array, "pairs"]:
+    def entangled(self) -> Float[Array, "*pairs"]:
         """1 where a small DPO step moves both responses the same way: inner above a squared norm."""
         return (self.inner > jnp.minimum(self.chosen_sq_norm, self.rejected_sq_norm)).astype(self.inner.dtype)
 

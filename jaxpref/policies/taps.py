@@ -1,0 +1,162 @@
+"""Parameters whose backward pass also tells how the gradients of a pair's two rows lie to each other.
+
+Two helpers ride along with such a parameter. A marker, zeros [rows], comes out as it went in, so that the
+caller gives each row's slope as its COTANGENT: slopes are known only after the forward pass, and may be 0.
+A tap, zeros [lanes, per, 3], adds nothing; its "gradient" is defined as the products of each pair. What
+flows back through x is each row's own gradient; the parameter's is their sum, each times its slope.
+
+Rows stand in the order lane, pair, chosen and rejected: the lanes are what a mesh splits, and the pairs of
+a lane are taken one after another, so that no more than one pair's gradients of a parameter exist.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jaxpref.logps import wide
+
+# Flops that cost what it costs to write one float32 of a pair's two gradients and to read it again; on CPUs
+# measured (85), else from data sheets: matrix units outrun the memory by so much.
+FLOPS_A_FLOAT = {"cpu": 85.0}
+ACCELERATED = 2000.0
+
+Marked = tuple[Array, Array]
+
+
+def through(module: nn.Module, name: str, function: Any, *operands: Any) -> Array:
+    """`function` of the operands with the marker and the tap that `module` has for its parameter `name`."""
+    marker: Any = module.variable("markers", name, lambda: None)
+    tap: Any = module.variable("taps", name, lambda: None)
+    y, marker.value = function(*operands, marker.value, tap.value)
+    return y
+
+
+def products(chosen: Float[Array, "*axes"], rejected: Float[Array, "*axes"]) -> Float[Array, "3"]:
+    """Inner product of two gradients, and the square of each."""
+    return jnp.stack([jnp.sum(chosen * rejected), jnp.sum(chosen**2), jnp.sum(rejected**2)])
+
+
+def vector(module: nn.Module, name: str, value: Float[Array, "dim"], ndim: int) -> Array:
+    """A parameter added to or multiplied with rows of `ndim` axes, a copy a row where it is tapped."""
+    if not module.has_variable("taps", name):
+        return value
+    copies = through(module, name, per_row, value)
+    return copies.reshape(copies.shape[0], *([1] * (ndim - 2)), -1)
+
+
+@jax.custom_vjp
+def product(
+    x: Float[Array, "places inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    marker: Float[Array, "rows"],
+    tap: Float[Array, "lanes per 3"],
+) -> Marked:
+    """x W, in the dtype of x; places are the rows' tokens, row after row."""
+    return x @ kernel.astype(x.dtype), marker
+
+
+def _product_forward(x: Array, kernel: Array, marker: Array, tap: Array) -> tuple[Marked, Any]:
+    return (x @ kernel.astype(x.dtype), marker), (x, kernel, tap)  # no call: remat looks for matrix products
+
+
+def _product_backward(saved: Any, cotangents: Marked) -> tuple[Array, Array, Array, Array]:
+    (x, kernel, tap), (dy, slopes) = saved, cotangents
+    tokens = x.shape[0] // slopes.shape[0]
+    by_gram = _gram_is_cheaper(tokens, *kernel.shape)
+    dkernel, products = (_by_gram if by_gram else _one_by_one)(x, dy, slopes, tap)
+    return dy @ kernel.T.astype(dy.dtype), dkernel.astype(kernel.dtype), slopes, products.astype(tap.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
+    """Whether tokens x tokens matrices, computed beside, cost less than to look at each gradient."""
+    price = FLOPS_A_FLOAT.get(jax.default_backend(), ACCELERATED)
+    return 6 * tokens**2 * (inputs + outputs) < price * inputs * outputs
+
+
+def _one_by_one(x: Array, dy: Array, slopes: Array, tap: Array) -> tuple[Array, Array]:
+    """Each row's gradient in turn: the flops of the plain weight gradient, and a look at every entry."""
+
+    def one_pair(total: Array, pair: Any) -> tuple[Array, Array]:
+        (x_w, x_l), (dy_w, dy_l), (slope_w, slope_l) = pair
+        chosen, rejected = _outer(x_w, dy_w), _outer(x_l, dy_l)
+        return total + slope_w * chosen + slope_l * rejected, products(chosen, rejected)
+
+    def one_lane(x: Array, dy: Array, slopes: Array) -> tuple[Array, Array]:
+        start = jnp.zeros((x.shape[-1], dy.shape[-1]), wide(dy).dtype)
+        return jax.lax.scan(one_pair, start, (x, dy, slopes))
+
+    totals, found = _each_lane(one_lane, *_pairs(tap, x, dy, slopes))
+    return totals.sum(0), found
+
+
+def _by_gram(x: Array, dy: Array, slopes: Array, tap: Array) -> tuple[Array, Array]:
+    """<A_w' G_w, A_l' G_l> as the sum over (A_w A_l') * (G_w G_l'), entry by entry."""
+    weighed = dy * jnp.repeat(slopes, dy.shape[0] // slopes.shape[0])[:, None].astype(dy.dtype)
+    sides = [(side[..., 0, :, :], side[..., 1, :, :]) for side in _pairs(tap, x, dy)]
+
+    def inner(i: int, j: int) -> Array:
+        x_gram, dy_gram = (_gram(side[i], side[j]) for side in sides)
+        return jnp.sum(x_gram * dy_gram, (-2, -1))
+
+    return _outer(x, weighed), jnp.stack([inner(0, 1), inner(0, 0), inner(1, 1)], axis=-1)
+
+
+def _gram(x: Array, y: Array) -> Array:
+    return jnp.einsum("...td,...sd->...ts", x, y, preferred_element_type=wide(x).dtype)
+
+
+def _outer(x: Array, dy: Array) -> Array:
+    return jnp.matmul(x.T, dy, preferred_element_type=wide(dy).dtype)
+
+
+def _pairs(tap: Array, *arrays: Array) -> list[Array]:
+    """Places as [lanes, per, 2, tokens, features], and rows as [lanes, per, 2]."""
+    axes = *tap.shape[:2], 2
+    return [a.reshape(*axes, -1, a.shape[-1]) if a.ndim > 1 else a.reshape(axes) for a in arrays]
+
+
+def pairwise(function: Any, lanes: int, *rows: Array) -> Any:
+    """`function` of each pair's two rows, [2, ...] of each array, one pair after another in every lane."""
+    split = [x.reshape(lanes, -1, 2, *x.shape[1:]) for x in rows]
+    found = _each_lane(lambda *lane: jax.lax.map(lambda pair: function(*pair), lane), *split)
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), found)
+
+
+def _each_lane(function: Any, *arrays: Array) -> Any:
+    """One lane without a batch axis: XLA for CPUs has no fast product of batched matrices."""
+    if arrays[0].shape[0] > 1:
+        return jax.vmap(function)(*arrays)
+    return jax.tree.map(lambda y: y[None], function(*(a[0] for a in arrays)))
+
+
+@jax.custom_vjp
+def per_row(
+    vector: Float[Array, "dim"], marker: Float[Array, "rows"], tap: Float[Array, "lanes per 3"]
+) -> Marked:
+    """The vector once for every row, [rows, dim]: what comes back then is each row's gradient."""
+    return _copies(vector, marker), marker
+
+
+def _copies(vector: Array, marker: Array) -> Array:
+    return jnp.broadcast_to(vector, (*marker.shape, *vector.shape))
+
+
+def _per_row_forward(vector: Array, marker: Array, tap: Array) -> tuple[Marked, Any]:
+    return (_copies(vector, marker), marker), (vector, tap)
+
+
+def _per_row_backward(saved: Any, cotangents: Marked) -> tuple[Array, Array, Array]:
+    (vector, tap), (grads, slopes) = saved, cotangents
+    by_pair = wide(grads).reshape(*tap.shape[:2], 2, -1)
+    found = jax.vmap(jax.vmap(lambda pair: products(pair[0], pair[1])))(by_pair)
+    return (slopes @ wide(grads)).astype(vector.dtype), slopes, found.astype(tap.dtype)
+
+
+per_row.defvjp(_per_row_forward, _per_row_backward)
