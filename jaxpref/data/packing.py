@@ -10,18 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data import shapes
+from jaxpref.data.shapes import Shape, choose_shape, fit
 from jaxpref.pairs import PackedRows
 
 Responses = Sequence[np.ndarray]
-BUCKETS = tuple(64 * size // 2 for k in range(15) for size in (2 * 2**k, 3 * 2**k))  # lengths of rows
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Shape:
-    """Of the arrays that a program is compiled for."""
-
-    rows: int
-    length: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,69 +99,20 @@ def separate(
     pieces += pieces[:1] * (_table(len(pieces), groups) - len(pieces))
     branches = max(map(len, pieces))
     longest = max(len(piece[0]) + len(tail) for piece in pieces for tail in piece[1:])
-    shape = Shape(len(pieces) * (branches - 1), bucket(longest)) if shape is None else shape
-    _check_fit(shape, len(pieces) * (branches - 1), longest)
+    shape = Shape(len(pieces) * (branches - 1), shapes.bucket(longest)) if shape is None else shape
+    shapes.check(shape, len(pieces) * (branches - 1), longest)
     rows = [
         [(i, (0, b))] if b < len(piece) else [] for b in range(1, branches) for i, piece in enumerate(pieces)
     ]
     return _write(pieces, rows, shape, prompts_too)
 
 
-def bucket(length: int) -> int:
-    """The least of `BUCKETS` that holds so many tokens."""
-    return next(size for size in BUCKETS if size >= length)
-
-
-def choose_shape(lengths: Sequence[int]) -> Shape:
-    """The shape that computes the fewest tokens, of shorter rows where two compute as many.
-
-    Args:
-      lengths: tokens of each group, its prompt counted once.
-    """
-    sizes = [size for size in BUCKETS if max(lengths) <= size < 2 * max(sum(lengths), BUCKETS[0])]
-    shapes = [Shape(len(_best_fit(lengths, size)), size) for size in sizes]
-    return min(shapes, key=lambda shape: (shape.rows * shape.length, shape.length))
-
-
-def fit(lengths: Sequence[int], shape: Shape) -> list[list[int]]:
-    """Which groups each row holds: best fit, the longest first.
-
-    Raises:
-      ValueError: the groups need more or longer rows.
-    """
-    _check_fit(shape, 1, max(lengths))
-    rows = _best_fit(lengths, shape.length)
-    _check_fit(shape, len(rows), max(lengths))
-    return rows
-
-
 def _checked(plan: Sequence[Sequence[int]], lengths: Sequence[int], shape: Shape) -> Sequence[Sequence[int]]:
-    _check_fit(shape, len(plan), max(sum(lengths[group] for group in row) for row in plan))
+    shapes.check(shape, len(plan), max(sum(lengths[group] for group in row) for row in plan))
     named = sorted(group for row in plan for group in row)
     if named != list(range(len(lengths))):
         raise ValueError(f"plan must name each of {len(lengths)} groups once; got {named}")
     return plan
-
-
-def _best_fit(lengths: Sequence[int], length: int) -> list[list[int]]:
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        left, row = min(((left, row) for row, left in enumerate(room) if left >= lengths[i]), default=(0, -1))
-        if row < 0:
-            rows.append([i])
-            room.append(length - lengths[i])
-        else:
-            rows[row].append(i)
-            room[row] = left - lengths[i]
-    return rows
-
-
-def _check_fit(shape: Shape, rows: int, longest: int) -> None:
-    if longest > shape.length:
-        raise ValueError(f"shape.length must be at least {longest}, a row's longest; got {shape.length}")
-    if rows > shape.rows:
-        raise ValueError(f"shape.rows must be at least {rows} of {shape.length} tokens; got {shape.rows}")
 
 
 def _pieces(prompts: Sequence[np.ndarray], responses: Sequence[Responses]) -> list[list[np.ndarray]]:
@@ -234,8 +178,8 @@ def _put(
 
 
 def _blank(shape: Shape, groups: int, branches: int) -> Any:
-    size = (shape.rows, shape.length)
-    full = lambda value: np.full(size, value, np.int32)
-    made: Any = (full(0), full(-1), full(-1), full(0), full(-1))
+    full: Any = lambda value: np.full((shape.rows, shape.length), value, np.int32)
     slots: Any = np.full((groups, branches, shape.length), -1, np.int32)
-    return PackedRows(*made, slots)
+    return PackedRows(
+        tokens=full(0), positions=full(-1), groups=full(-1), branches=full(0), sources=full(-1), slots=slots
+    )
