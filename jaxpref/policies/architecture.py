@@ -13,6 +13,7 @@ CHOICES = {
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "dots"),  # nothing; a whole layer; all but its matrix products
+    "attention": ("auto", "plain", "blocks", "splash", "cudnn"),
 }
 DENSE = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -73,6 +74,7 @@ class TransformerConfig:
 
     dtype: str = "float32"  # of products; norms, softmax and sums stay float32
     remat: str = "none"  # what the backward pass computes again, layer by layer
+    attention: str = "auto"  # the program, by platform and shape; all but "plain" know reverse mode alone
 
     def __post_init__(self):
         for name in ("vocab", "dim", "layers", "heads", "kv_heads", "head_dim", "mlp_dim"):
@@ -104,6 +106,8 @@ def _check_choices(config: TransformerConfig) -> None:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
     if unknown := sorted(set(config.biases) - set(DENSE)):
         raise ValueError(f"biases must be of {', '.join(DENSE)}; got {unknown}")
+    if config.attention == "cudnn" and config.attention_cap is not None:
+        raise ValueError(f"attention must not be cudnn with a cap; got attention_cap={config.attention_cap}")
 
 
 def _check_positions(config: TransformerConfig) -> None:

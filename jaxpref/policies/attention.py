@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxpref.logps import wide
-from jaxpref.policies import rope
+from jaxpref.policies import attention_kernels, rope
 from jaxpref.policies.architecture import TransformerConfig
 from jaxpref.policies.layers import Dense, Norm, computing
 from jaxpref.policies.layout import Layout
@@ -21,6 +21,7 @@ class Reading(NamedTuple):
     turns: Array | None = None  # cosines and sines of RoPE, [2, rows, length, half]
     local_turns: Array | None = None  # those of the local layers, where they differ
     distance: Array | None = None  # from token to key, negative if unseen, [rows, length, keys]; None: causal
+    layout: Layout | None = None  # instead of distances, where a kernel computes attention; None: causal
     slot: Array | None = None  # of the cache, where the first token goes
 
 
@@ -43,14 +44,24 @@ def packed_distances(layout: Layout) -> Int[Array, "rows length length"]:
     return jnp.where(same & (keys.positions >= 0), queries.positions - keys.positions, -1)
 
 
-def reading(
-    positions: Int[Array, "rows length"], distance: Array | None, slot: Array | None, c: TransformerConfig
-) -> Reading:
+def unpacked(positions: Int[Array, "rows length"]) -> Layout:
+    """The layout of rows that hold one sequence each; padding has the position -1."""
+    return Layout(positions, jnp.where(positions >= 0, 0, -1), jnp.zeros_like(positions))
+
+
+def packed_reading(layout: Layout, c: TransformerConfig) -> Reading:
+    """What all layers need to know of packed rows, in the form that the program of attention takes."""
+    if attention_kernels.choose(c, layout.positions.shape[1]) == "plain":
+        return reading(layout.positions, c, distance=packed_distances(layout))
+    return reading(layout.positions, c, layout=layout)
+
+
+def reading(positions: Int[Array, "rows length"], c: TransformerConfig, **seen: Any) -> Reading:
     """The angles of all positions, once for all layers, beside what is seen."""
     if c.positions != "rope":
-        return Reading(distance=distance, slot=slot)
+        return Reading(**seen)
     local = None if c.local_theta is None else rope.turns(positions, rope.frequencies(c, local=True))
-    return Reading(rope.turns(positions, rope.frequencies(c)), local, distance, slot)
+    return Reading(rope.turns(positions, rope.frequencies(c)), local, **seen)
 
 
 class Attention(nn.Module):
@@ -66,8 +77,7 @@ class Attention(nn.Module):
         if reading.slot is not None:
             key = self._remember("key", key, reading.slot)
             value = self._remember("value", value, reading.slot)
-        seen = _seen(reading.distance, local, self.config)
-        mixed = mix(query, key, value, seen, self.config)
+        mixed = mix(query, key, value, reading, local, self.config)
         return Dense(self.config, self.config.dim, name="o")(mixed.reshape(*x.shape[:2], -1))
 
     def _project(self, x: Array, name: str) -> Float[Array, "rows length heads head_dim"]:
@@ -110,10 +120,14 @@ def mix(
     query: Float[Array, "rows length heads head_dim"],
     key: Float[Array, "rows keys kv_heads head_dim"],
     value: Float[Array, "rows keys kv_heads head_dim"],
-    seen: Bool[Array, "some_rows 1 length keys"] | None,
+    reading: Reading,
+    local: Array | None,
     c: TransformerConfig,
 ) -> Float[Array, "rows length heads head_dim"]:
     """Values weighted by the softmax of the scores, which is float32 or wider."""
+    if reading.slot is None and attention_kernels.choose(c, query.shape[1]) != "plain":
+        return attention_kernels.attend(query, key, value, reading.layout, local, c)
+    seen = _seen(reading.distance, local, c)
     scale = (c.query_scalar or c.head_dim) ** -0.5
     if c.attention_cap is None:
         return jax.nn.dot_product_attention(query, key, value, mask=seen, is_causal=seen is None, scale=scale)

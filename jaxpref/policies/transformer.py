@@ -53,7 +53,7 @@ class Decoder(nn.Module):
     ) -> Float[Array, "rows length dim"]:
         c = self.config
         embedding = self._matrices()
-        positions, reading = self._read(tokens, mask, slot) if layout is None else _packed(layout, c)
+        positions, reading = self._read(tokens, mask, slot, layout)
         x = computing(self._found("embedding", embedding[tokens]), c)
         if c.scaled_embedding:
             x *= jnp.asarray(c.dim**0.5, x.dtype)  # rounded to the dtype, as in training
@@ -76,18 +76,21 @@ class Decoder(nn.Module):
             self.param("unembedding", scale, (c.vocab, c.dim))
         return embedding
 
-    def _read(self, tokens: Array, mask: Array | None, slot: Array | None) -> tuple[Array, Reading]:
+    def _read(
+        self, tokens: Array, mask: Array | None, slot: Array | None, layout: Layout | None
+    ) -> tuple[Array, Reading]:
         """Positions of the tokens, and what all layers need to know of them."""
+        if layout is not None:
+            return layout.positions, attention.packed_reading(layout, self.config)
         c, real = self.config, jnp.ones((1, tokens.shape[1]), bool) if mask is None else mask
         positions = attention.real_positions(real)
         if slot is not None:
             positions, keys = self._remember_positions(jnp.broadcast_to(positions, tokens.shape), slot)
             distance = attention.distances(positions, keys)
-        elif mask is None and c.attention_cap is None and (c.window is None or tokens.shape[1] <= c.window):
-            distance = None
-        else:
-            distance = attention.distances(positions, positions)
-        return positions, attention.reading(positions, distance, slot, c)
+            return positions, attention.reading(positions, c, distance=distance, slot=slot)
+        if mask is None and c.attention_cap is None and (c.window is None or tokens.shape[1] <= c.window):
+            return positions, attention.reading(positions, c)
+        return positions, attention.packed_reading(attention.unpacked(positions), c)
 
     def _remember_positions(self, new: Array, slot: Array) -> tuple[Array, Array]:
         """New positions count on from the row's last; with them, those of all slots so far."""
@@ -96,11 +99,6 @@ class Decoder(nn.Module):
         positions = jnp.where(new >= 0, first + new, -1).astype(cache.value.dtype)
         cache.value = jax.lax.dynamic_update_slice_in_dim(cache.value, positions, slot, axis=1)
         return positions, cache.value
-
-
-def _packed(layout: Layout, c: TransformerConfig) -> tuple[Array, Reading]:
-    distance = attention.packed_distances(layout)
-    return layout.positions, attention.reading(layout.positions, distance, None, c)
 
 
 def _scanned(c: TransformerConfig) -> Any:
