@@ -207,7 +207,8 @@ def load_model(config: Config) -> LanguageModel:
 def make_trainer(config: Config, model: LanguageModel, optimizer: str) -> Trainer:
     """DPO on a batch of one pair; the state is donated, since Adam's is three times the model."""
     loss_fn = losses.bind("dpo", beta=config.beta)
-    response_logps = functools.partial(one_token.response_logps, config=model.config)
+    policy = dataclasses.replace(model.config, attention="plain")  # the forecast goes forwards
+    response_logps = functools.partial(one_token.response_logps, config=policy)
     objective = train.response_objective(response_logps, loss_fn)
     transformation = config.optimizer(optimizer)
     step = jax.jit(train.make_step(objective, transformation), donate_argnums=0)

@@ -4,6 +4,7 @@ A directional derivative is one pass forward: it costs the memory of that pass a
 the number of pairs. `probes.gradients.directional` is the same for any policy.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ def influence(
 
 def pair_logps(params: PyTree, rows: PackedRows, *, config: TransformerConfig) -> PairLogps:
     """Log-probability of the first two responses of each group, in a form that forward mode goes through."""
+    config = dataclasses.replace(config, attention="plain")  # the others know reverse mode alone
     layout = Layout(rows.positions, rows.groups, rows.branches)
     states = transformer.hidden(params, rows.tokens, config=config, layout=layout)
     seen = computing(transformer.sources_of(states, rows), config)
