@@ -80,3 +80,42 @@ def test_rows_follow_a_plan_and_a_plan_that_is_none_is_refused():
     for plan, message in [([[0], [1]], "plan must name"), ([[0], [1], [2]], "shape.rows must be at least 3")]:
         with pytest.raises(ValueError, match=message):
             packing.shared(prompts, responses, shape, plan=plan)
+
+
+def test_repeated_groups_fill_the_table():
+    """Shared: at no computation. Separate: each row again, so that row i stays group i's."""
+    prompts, responses = groups_of([[3, 4, 5], [2, 1, 6]])
+    rows = packing.shared(prompts, responses, groups=4)
+    assert rows.slots.shape[0] == 4
+    np.testing.assert_array_equal(rows.slots[2:], np.repeat(rows.slots[:1], 2, axis=0))
+    alone = packing.separate(prompts, responses, groups=4)
+    assert alone.tokens.shape[0] == 8
+    check(alone, [*prompts, prompts[0], prompts[0]], [*responses, responses[0], responses[0]])
+    with pytest.raises(ValueError, match="groups must be at least the 2 that are given; got 1"):
+        packing.shared(prompts, responses, groups=1)
+
+
+def test_the_report_counts_padding_and_prompts_that_are_not_computed_again():
+    prompts, responses = groups_of([[10, 4, 6, 2], [20, 5, 5]])
+    counted = packing.report(packing.shared(prompts, responses, packing.Shape(1, 64), groups=5))
+    assert counted == packing.Report(computed=64, tokens=52, shared=2 * 10 + 20)
+    assert counted.padding_share == pytest.approx(12 / 64) and counted.shared_share == pytest.approx(40 / 92)
+    both = counted + packing.report(packing.separate(prompts, responses, packing.Shape(6, 32)))
+    assert both == packing.Report(computed=64 + 6 * 32, tokens=52 + 92, shared=40)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "which"), [([[0, 2, 2]], "0"), ([[1, 2, 2], [3, 0, 1]], "1"), ([[4]], "0")]
+)
+def test_an_empty_prompt_or_response_is_named(lengths, which):
+    prompts, responses = groups_of(lengths)
+    for make in (packing.shared, packing.separate):
+        with pytest.raises(
+            ValueError, match=f"group {which} must have a token in its prompt and in each response"
+        ):
+            make(prompts, responses)
+
+
+def test_no_group_at_all_is_refused():
+    with pytest.raises(ValueError, match="prompts must hold at least one"):
+        packing.shared([], [])

@@ -1,5 +1,6 @@
 """Shared and packed rows give each response what it has in a row of its own, for every family."""
 
+import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
@@ -67,6 +68,11 @@ def plain(params, rows, *, config):
     return jax.tree.map(lambda x: table(x, rows.slots), measured)
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def statistics(params, rows, *, config):
+    return transformer.statistics(params, rows, config=config)
+
+
 def close(actual, expected):
     """To 1e-5 of each array's scale, or of a hundredth of the largest's: some are 0 but for rounding."""
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
@@ -87,3 +93,55 @@ def test_shared_packed_rows_are_separate_rows_in_values_and_gradients(name):
     close(tables, plain(params, alone, config=config))
     close(shared_tables, tables)
     close(shared_grads, grads)
+
+
+def test_no_other_response_and_no_other_group_changes_a_response():
+    """The first response of group 2 gets other tokens: it alone feels it."""
+    config, params = recipe("gemma2")
+    prompts, responses = groups_of()
+    weights = jnp.ones((4, 2, 24))
+    (_, before), _ = packed(params, packing.shared(prompts, responses, SHAPE), weights, config=config)
+    responses[2][0] = (responses[2][0] + 1) % 29
+    (_, after), _ = packed(params, packing.shared(prompts, responses, SHAPE), weights, config=config)
+    same = np.ones((4, 2), bool)
+    same[2, 0] = False
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old[same], new[same])
+    assert not np.allclose(before.logps[2, 0], after.logps[2, 0])
+
+
+def test_padding_may_hold_any_id():
+    config, params = recipe("gpt2")
+    rows, weights = packing.shared(*groups_of(), SHAPE), jnp.ones((4, 2, 24))
+    other = rows._replace(tokens=np.where(rows.positions < 0, 30, rows.tokens))
+    first, second = (packed(params, x, weights, config=config) for x in (rows, other))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    measured = statistics(params, other, config=config)
+    assert all((np.asarray(x)[rows.sources < 0] == 0).all() for x in measured)
+
+
+def test_prompts_are_predicted_where_a_loss_asks_for_whole_rows():
+    config, params = recipe("llama3")
+    prompts, responses = groups_of()
+    rows = packing.shared(prompts, responses, SHAPE, prompts_too=True)
+    alone = packing.separate(prompts, responses, SHAPE)
+    measured = np.asarray(statistics(params, rows, config=config).logps).reshape(-1)
+    scores = jax.jit(functools.partial(transformer.logits, config=config))(params, alone.tokens)
+    expected = logps.gather(logps.log_softmax(scores[:, :-1]), jnp.asarray(alone.tokens[:, 1:]))
+    for n, prompt in enumerate(prompts):
+        found = measured[rows.slots[n, 0, : len(prompt)]]
+        assert found[0] == 0
+        np.testing.assert_allclose(found[1:], expected[n, : len(prompt) - 1], atol=1e-5)
+
+
+def test_bfloat16_rows_differ_by_what_bfloat16_rounds():
+    config, params = recipe("llama3")
+    alone, together = packing.separate(*groups_of(), SHAPE), packing.shared(*groups_of(), SHAPE)
+    exact = plain(params, alone, config=config).logps
+    half = dataclasses.replace(config, dtype="bfloat16")
+    errors = [
+        float(np.abs(table(statistics(params, rows, config=half).logps, rows.slots) - exact).max())
+        for rows in (alone, together)
+    ]
+    assert 1e-4 < errors[0] < 0.2
+    assert errors[1] < 1.5 * errors[0]
