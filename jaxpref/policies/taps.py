@@ -124,9 +124,14 @@ def _pairs(tap: Array, *arrays: Array) -> list[Array]:
 
 def pairwise(function: Any, lanes: int, *rows: Array) -> Any:
     """`function` of each pair's two rows, [2, ...] of each array, one pair after another in every lane."""
-    split = [x.reshape(lanes, -1, 2, *x.shape[1:]) for x in rows]
-    found = _each_lane(lambda *lane: jax.lax.map(lambda pair: function(*pair), lane), *split)
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), found)
+    by_pair = lambda x: x.reshape(-1, 2, *x.shape[1:])
+    in_turn = lambda *lane: jax.lax.map(lambda pair: function(*pair), tuple(map(by_pair, lane)))
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), by_lane(in_turn, lanes, *rows))
+
+
+def by_lane(function: Any, lanes: int, *rows: Array) -> Any:
+    """`function` of each lane's rows; what it returns has the axis of lanes in front."""
+    return _each_lane(function, *(x.reshape(lanes, -1, *x.shape[1:]) for x in rows))
 
 
 def _each_lane(function: Any, *arrays: Array) -> Any:

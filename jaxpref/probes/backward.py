@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jaxtyping import Bool, PyTree
 
-from jaxpref.logps import TokenStatistics
+from jaxpref.logps import TokenStatistics, wide
 from jaxpref.pairs import TokenRows
 from jaxpref.policies import transformer
 from jaxpref.policies.architecture import TransformerConfig
@@ -77,8 +77,13 @@ def probed_gradients(
     rows, asked = TokenRows(*map(together, rows)), together(rows.response_mask if asked is None else asked)
     layers, rest = _split(policy, lora)
     run = functools.partial(_states, rest=rest, tokens=rows.tokens, config=config)
-    (states, _), pull_back = jax.vjp(run, layers, *_helpers(layers, rows.tokens, lanes, config))
-    places, statistics, pull = vocabulary.look(policy, states, rows, asked | rows.response_mask, config)
+    taps = _taps(layers, len(rows.tokens), lanes)
+    taps |= _lookup_taps(rest, rows.tokens) if lora is None else {}
+    markers = {path: jnp.zeros(len(rows.tokens), wide(x).dtype) for path, x in layers.items()}
+    (states, _), pull_back = jax.vjp(run, layers, taps, markers)
+    places, statistics, pull = vocabulary.look(
+        policy, states, rows, asked | rows.response_mask, lanes, config
+    )
     slopes, aux = slopes_of(TokenStatistics(*map(apart, statistics)))
     slopes = together(slopes).astype(pull.dtype)
     grads, products, back = _back(pull_back, places, pull.astype(states.dtype), slopes, layers)
@@ -103,15 +108,17 @@ def _split(policy: PyTree, lora: LoraConfig | None) -> tuple[Flat, Flat]:
     return layers, {path: x for path, x in flat.items() if path not in layers}
 
 
-def _helpers(layers: Flat, tokens: Array, lanes: int, config: TransformerConfig) -> tuple[Flat, Flat]:
-    """Zeros: a tap for every parameter and every looked up vector, and a marker for every parameter."""
-    (rows, length), kind = tokens.shape, jnp.result_type(*layers.values(), jnp.float32)
+def _taps(layers: Flat, rows: int, lanes: int) -> Flat:
+    """Zeros for the products of every parameter."""
     stacked = lambda path, x: x.shape[:1] if path.startswith("layers/") else ()
-    tap = lambda path, x: jnp.zeros((*stacked(path, x), lanes, rows // (2 * lanes), 3), kind)
-    tables = ["embedding"] + ["position_embedding"] * (config.positions == "learned")
-    vectors = {name: jnp.zeros((rows, length, config.dim), kind) for name in tables}
-    taps = {path: tap(path, x) for path, x in layers.items()}
-    return taps | vectors, {path: jnp.zeros(rows, kind) for path in layers}
+    shape = lambda path, x: (*stacked(path, x), lanes, rows // (2 * lanes), 3)
+    return {path: jnp.zeros(shape(path, x), wide(x).dtype) for path, x in layers.items()}
+
+
+def _lookup_taps(tables: Flat, tokens: Array) -> Flat:
+    """Zeros to add to the vectors that are looked up."""
+    names = [name for name in ("embedding", "position_embedding") if name in tables]
+    return {name: jnp.zeros((*tokens.shape, tables[name].shape[1]), tables[name].dtype) for name in names}
 
 
 def _states(

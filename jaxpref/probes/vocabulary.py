@@ -4,8 +4,10 @@ Where both are one matrix its gradient is a sum, and the products have cross ter
 rows at a few tokens, for which the head's is computed anew.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, PyTree
@@ -38,7 +40,12 @@ class Looked(NamedTuple):
 
 
 def look(
-    policy: PyTree, states: Array, rows: TokenRows, asked: Bool[Array, "rows length"], c: TransformerConfig
+    policy: PyTree,
+    states: Float[Array, "rows length dim"],
+    rows: TokenRows,
+    asked: Bool[Array, "rows length"],
+    lanes: int,
+    c: TransformerConfig,
 ) -> tuple[Places, TokenStatistics, Float[Array, "rows length dim"]]:
     """One look at the vocabulary from every place that predicts an `asked` token.
 
@@ -48,9 +55,10 @@ def look(
     """
     states, matrix = computing(states, c), transformer.unembedding(policy, config=c)
     targets, asked, response = jnp.roll(rows.tokens, -1, 1), ahead(asked), ahead(rows.response_mask)
-    found = head.forward(states, matrix, targets, asked, cap=c.logit_cap, pull=True)
+    forward = lambda states, *places: head.forward(states, matrix, *places, cap=c.logit_cap, pull=True)
+    found = taps.by_lane(forward, lanes, states, targets, asked)
+    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
     statistics = TokenStatistics(*(jnp.roll(x, 1, axis=1) for x in found.statistics))
-    assert found.pull is not None
     return Places(states, targets, asked, response, found.log_norms), statistics, found.pull
 
 
@@ -60,22 +68,27 @@ def ahead(values: Array) -> Array:
 
 
 def head_gradient(
-    matrix: Float[Array, "vocab dim"], places: Places, slopes: Array, c: TransformerConfig
+    matrix: Float[Array, "vocab dim"], places: Places, slopes: Array, lanes: int, c: TransformerConfig
 ) -> tuple[Float[Array, "vocab dim"], Float[Array, "pairs 3"]]:
     """The gradient of the loss by the unembedding, and the products of each pair's own two.
 
     Args:
       slopes: of the loss by each response's log-probability, [rows], or by each token's, [rows, length].
     """
+    found = taps.by_lane(functools.partial(_head_gradient, matrix, c), lanes, slopes, *places)
+    return found[0].sum(0), found[1].reshape(-1, 3)
+
+
+def _head_gradient(matrix: Array, c: TransformerConfig, slopes: Array, *places: Array) -> tuple[Array, Array]:
+    """Of one lane."""
     states, targets, asked, response, log_norms = map(apart, places)
     whole = apart(slopes) if slopes.ndim == 1 else jnp.zeros(states.shape[0], slopes.dtype)
-    found = paired_weight_gradient(
-        states, matrix, targets, response, log_norms, whole, cap=c.logit_cap
-    )  # fmt: skip
+    seen = states, matrix, targets
+    found = paired_weight_gradient(*seen, response, log_norms, whole, cap=c.logit_cap)
     if slopes.ndim == 1:
         return found.weights.matrix, found.matrix
-    by_token = apart(ahead(slopes))
-    weights = head.weight_gradient(states, matrix, targets, asked, log_norms, by_token, cap=c.logit_cap)
+    by_token = apart(ahead(slopes))  # prompts may have slopes, and no part in the products
+    weights = head.weight_gradient(*seen, asked, log_norms, by_token, cap=c.logit_cap)
     return weights.matrix, found.matrix
 
 
@@ -153,7 +166,9 @@ def gradients(
     Args:
       slopes: of the loss by each response's log-probability, [rows], or by each token's, [rows, length].
     """
-    of_head, head_products = head_gradient(transformer.unembedding(policy, config=c), places, slopes, c)
+    of_head, head_products = head_gradient(
+        transformer.unembedding(policy, config=c), places, slopes, lanes, c
+    )
     ends = {"embedding" if c.tied else "unembedding": (of_head, head_products)}
     start = ends.get("embedding", (jnp.zeros(policy["embedding"].shape, of_head.dtype), 0.0))
     found = _lookup(policy["embedding"], places, tokens, back.unit["embedding"], lanes, c)
