@@ -3,7 +3,8 @@
     python benchmarks/pack.py [--batch 32] [--out benchmarks/pack.json]
 
 Arithmetic over `*_lengths.json`, ten seconds: nothing runs but the packing itself. Pairs come in random
-order, as an epoch of training takes them, those of a step are sorted by length and cut into micro-batches.
+order, as an epoch of training takes them; those of a step were once sorted by length and cut into
+micro-batches, now each micro-batch gets long ones and short ones.
 """
 
 import argparse
@@ -31,12 +32,21 @@ def read(name: str) -> np.ndarray:
     return np.array([values[key] for key in ("prompt", "chosen", "rejected")]).T
 
 
-def cut(lengths: np.ndarray, batch: int, size: int) -> Pieces:
-    """One epoch in micro-batches."""
+def steps(lengths: np.ndarray, batch: int) -> list[np.ndarray]:
+    """One epoch."""
     order = np.random.default_rng(0).permutation(len(lengths))
-    steps = [lengths[order[a : a + batch]] for a in range(0, len(order), batch)]
-    steps = [step[np.argsort(longest(step), kind="stable")] for step in steps]
-    return [step[a : a + size] for step in steps for a in range(0, len(step), size)]
+    return [lengths[order[a : a + batch]] for a in range(0, len(order), batch)]
+
+
+def cut(step: np.ndarray, size: int) -> list[np.ndarray]:
+    """Micro-batches of pairs of like length."""
+    ordered = step[np.argsort(longest(step), kind="stable")]
+    return [ordered[a : a + size] for a in range(0, len(step), size)]
+
+
+def deal(step: np.ndarray, size: int) -> list[np.ndarray]:
+    """Micro-batches of like numbers of tokens."""
+    return [step[pile] for pile in shapes.deal(step.sum(1).tolist(), size)]
 
 
 def longest(piece: np.ndarray) -> np.ndarray:
@@ -77,15 +87,22 @@ def packed_few(pieces: Pieces) -> list[Shape]:
     return [shapes.choose_shape(piece.sum(1).tolist(), few) for piece in pieces]
 
 
-WAYS: dict[str, Callable[[Pieces], list[Shape]]] = {
-    "separate, before": separate_today, "separate": separate, "shared": shared,
-    "shared, packed": packed, "shared, packed, 8 shapes": packed_few,
+WAYS: dict[str, tuple[Callable[..., list[np.ndarray]], Callable[[Pieces], list[Shape]]]] = {
+    "separate, before": (cut, separate_today), "separate": (cut, separate), "shared": (cut, shared),
+    "shared, packed": (deal, packed), "shared, packed, 8 shapes": (deal, packed_few),
 }  # fmt: skip
 
 
-def row(name: str, size: int, way: str, pieces: Pieces) -> dict[str, Any]:
+def pieces_of(name: str, batch: int, size: int, how: Callable[..., list[np.ndarray]]) -> Pieces:
+    """An epoch's micro-batches."""
+    return [piece for step in steps(read(name), batch) for piece in how(step, size)]
+
+
+def row(name: str, batch: int, size: int, way: str) -> dict[str, Any]:
     """Tokens and scores of attention a pair; tokens also as multiples of the real ones, prompts once."""
-    made, pairs = WAYS[way](pieces), sum(map(len, pieces))
+    how, shapes_of = WAYS[way]
+    pieces = pieces_of(name, batch, size, how)
+    made, pairs = shapes_of(pieces), sum(map(len, pieces))
     real = sum(int(piece.sum()) for piece in pieces)
     computed = sum(shape.rows * shape.length for shape in made)
     return {
@@ -93,6 +110,7 @@ def row(name: str, size: int, way: str, pieces: Pieces) -> dict[str, Any]:
         "times_the_tokens": computed / real, "padding": _padding(way, pieces, computed),
         "scores_a_pair": sum(shape.rows * shape.length**2 for shape in made) / pairs,
         "seen_a_pair": seen(pieces) / pairs, "shapes": len(set(made)),
+        "most_tokens": max(shape.rows * shape.length for shape in made),
     }  # fmt: skip
 
 
@@ -119,8 +137,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     given = parser.parse_args()
     cases = [(name, size) for name in SETS for size in MICRO_BATCHES if size <= given.batch]
-    rows = [row(*case, way, cut(read(case[0]), given.batch, case[1])) for case in cases for way in WAYS]
-    host = {name: 1e6 * seconds(cut(read(name), given.batch, 8)) for name in SETS}
+    rows = [row(name, given.batch, size, way) for name, size in cases for way in WAYS]
+    host = {name: 1e6 * seconds(pieces_of(name, given.batch, 8, deal)) for name in SETS}
     harness.write(given.out, rows, {"batch": given.batch, "packing_cpu_us_a_pair": host})
     print("packing, CPU microseconds a pair:", {name: round(value) for name, value in host.items()})
 

@@ -1,7 +1,8 @@
 """Which rows a batch gets: how many, and how long. Every other shape is another program to compile.
 
-On the 135M model of SmolLM2 a token costs 1 + length / 800 on a CPU, attention being the second part, so that
-short rows are worth some padding; a quarter of an octave from bucket to bucket leaves about a tenth of it.
+Attention in blocks passes over what does not see each other, so that on a CPU a long row of many groups costs
+what many short rows cost; other kernels pay a little for length. So few tokens come first, then short rows.
+A quarter of an octave from bucket to bucket leaves about a tenth of a single group's row as padding.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import numpy as np
 
 STEPS = (4, 5, 6, 7)  # quarters, from one power of 2 to the next
 BUCKETS = tuple(16 * step * 2**k for k in range(18) for step in STEPS)  # lengths of rows, from 64 on
-ATTENTION = 3072  # tokens of a row in which attention costs as much as all else
+ATTENTION = 16384  # tokens of a row in which attention, unless in blocks, costs as much as all else
 SAMPLE, EXCHANGES = 512, 3  # batches that are looked at to choose shapes, and rounds of improvement
 
 
@@ -32,6 +33,18 @@ class Shape:
 def bucket(length: int) -> int:
     """The least of `BUCKETS` that holds so many tokens."""
     return next(size for size in BUCKETS if size >= length)
+
+
+def deal(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """A step's groups in micro-batches of at most `size` and of about as many tokens: long ones beside short.
+
+    Micro-batches of one length each would need a shape for each length, and memory for the longest.
+    """
+    piles: list[list[int]] = [[] for _ in range(math.ceil(len(lengths) / size))]
+    for place, i in enumerate(sorted(range(len(lengths)), key=lambda i: -lengths[i])):
+        turn, pile = divmod(place, len(piles))
+        piles[-1 - pile if turn % 2 else pile].append(i)  # back and forth
+    return piles
 
 
 def best_fit(lengths: Sequence[int], length: int) -> list[list[int]]:
@@ -91,7 +104,8 @@ def choose_shapes(batches: Sequence[Sequence[int]], count: int = 8) -> tuple[Sha
       batches: lengths of the groups of each batch, say of an epoch; a sample is looked at if they are many.
       count: shapes at most, at least 1: a bound on compilations, but for a batch larger than all of these.
     """
-    largest = Shape(max(map(len, batches)), bucket(max(map(max, batches))))
+    length = bucket(max(map(max, batches)))
+    largest = Shape(max(len(best_fit(lengths, length)) for lengths in batches), length)
     sample = sorted(batches, key=sum)[:: math.ceil(len(batches) / SAMPLE)]  # sorted: the order has a period
     needs = [_rows_by_length(lengths) for lengths in sample]
     free = sorted({Shape(rows, length) for needed in needs for length, rows in needed.items()})

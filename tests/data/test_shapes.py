@@ -23,6 +23,15 @@ def test_best_fit_places_each_group_once_and_leaves_no_two_rows_that_would_go_in
     assert all(a + b > length for a, b in itertools.combinations(filled, 2))
 
 
+@given(LENGTHS, st.integers(1, 12))
+def test_a_step_is_dealt_out_in_micro_batches_that_differ_by_less_than_the_longest(lengths, size):
+    piles = shapes.deal(lengths, size)
+    assert sorted(i for pile in piles for i in pile) == list(range(len(lengths)))
+    assert len(piles) == -(-len(lengths) // size) and max(map(len, piles)) <= size
+    sums = [sum(lengths[i] for i in pile) for pile in piles]
+    assert max(sums) - min(sums) <= max(lengths)
+
+
 def test_best_fit_leaves_the_least_room():
     assert shapes.best_fit([50, 40, 5, 10], 60) == [[0, 3], [1, 2]]
     assert shapes.best_fit([30, 30, 20, 40], 60) == [[3, 2], [0, 1]]  # both rows exactly full
