@@ -113,7 +113,7 @@ def _forward(scoring, tile, states, matrix, bias, targets, mask, *, pull: bool) 
 
     empty = jax.eval_shape(lambda: _look(vocab, brought[0][0], brought[1][0], scoring, pull))
     start = jax.tree.map(lambda x: jnp.zeros((places.valid.shape[0], *x.shape), x.dtype), empty)
-    found = jax.lax.fori_loop(0, places.count, one_tile, start)
+    found = jax.lax.fori_loop(0, places.number, one_tile, start)
     back = lambda x: places.take_back(x).astype(x.dtype).reshape(*mask.shape, *x.shape[2:])
     return jax.tree.map(back, found)
 
@@ -135,9 +135,10 @@ def _look(vocab: VocabTiles, states: Array, targets: Array, scoring: Scoring, pu
     """All of the vocabulary as one tile of places sees it."""
     zeros = jnp.zeros(targets.shape, wide(states).dtype)
     rows = jnp.zeros(states.shape, zeros.dtype) if pull else None
-    start = _Sums(zeros + LOWEST, jnp.zeros(targets.shape, int), *[zeros] * 5, rows)
-    step = lambda i, sums: _add(sums, vocab[i], states, targets, scoring)
-    return _finish(jax.lax.fori_loop(0, vocab.count, step, start), vocab, states, targets, scoring)
+    first = jnp.zeros(targets.shape, int)
+    start = _Sums(zeros + LOWEST, first, zeros, zeros, zeros, zeros, zeros, rows)
+    step = lambda i, sums: _add(sums, vocab.columns(i), states, targets, scoring)
+    return _finish(jax.lax.fori_loop(0, vocab.number, step, start), vocab, states, targets, scoring)
 
 
 def _add(sums: _Sums, columns: Columns, states: Array, targets: Array, scoring: Scoring) -> _Sums:
@@ -224,16 +225,21 @@ def _weights(scoring, tile, states, matrix, bias, targets, mask, log_norms, cota
     brought = tuple(map(row, (states, targets, log_norms, cotangent)))
 
     def one_tile(i: Array, found: Weights) -> Weights:
-        columns = vocab[i]
+        columns = vocab.columns(i)
         add = lambda j, sums: _add_weights(sums, columns, [x[j] for x in brought], scoring)
-        here = jax.lax.fori_loop(0, places.count, add, empty)
+        here = jax.lax.fori_loop(0, places.number, add, empty)
         write = lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, columns.start, 0)
         return jax.tree.map(write, found, here)
 
-    zeros = lambda x, *shape: None if x is None else jnp.zeros(shape + x.shape[1:], wide(states).dtype)
-    empty = Weights(zeros(matrix, vocab.size), zeros(bias, vocab.size))
-    start = Weights(zeros(matrix, matrix.shape[0]), zeros(bias, matrix.shape[0]))
-    return jax.lax.fori_loop(0, vocab.count, one_tile, start)
+    kind = wide(states).dtype
+    empty = no_weights(vocab, vocab.size, kind)
+    return jax.lax.fori_loop(0, vocab.number, one_tile, no_weights(vocab, matrix.shape[0], kind))
+
+
+def no_weights(vocab: VocabTiles, entries: int, kind: jnp.dtype) -> Weights:
+    """Zeros, of so many entries of the vocabulary."""
+    bias = None if vocab.bias is None else jnp.zeros(entries, kind)
+    return Weights(jnp.zeros((entries, vocab.matrix.shape[1]), kind), bias)
 
 
 def _add_weights(sums: Weights, columns: Columns, brought, scoring: Scoring) -> Weights:

@@ -17,7 +17,7 @@ class Tile(NamedTuple):
     vocab: int
 
 
-DEFAULT = {"cpu": Tile(128, 2048), "gpu": Tile(2048, 8192), "tpu": Tile(1024, 4096)}
+DEFAULT = {"cpu": Tile(64, 1024), "gpu": Tile(2048, 8192), "tpu": Tile(1024, 4096)}
 
 
 def default_tile() -> Tile:
@@ -63,16 +63,17 @@ class VocabTiles(NamedTuple):
 
     matrix: Float[Array, "vocab dim"]
     bias: Float[Array, "vocab"] | None
-    count: int
+    number: int
     size: int
 
-    def __getitem__(self, i: Array) -> Columns:
+    def columns(self, i: Array) -> Columns:
         wanted = i * self.size
         start = jnp.minimum(wanted, self.matrix.shape[0] - self.size)
-        cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, self.size)
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, self.size)
         ids = (start + jnp.arange(self.size))[:, None]
-        even = self.count * self.size == self.matrix.shape[0]
-        return Columns(cut(self.matrix), cut(self.bias), ids, None if even else ids >= wanted)
+        even = self.number * self.size == self.matrix.shape[0]
+        bias = None if self.bias is None else cut(self.bias)
+        return Columns(cut(self.matrix), bias, ids, None if even else ids >= wanted)
 
 
 def vocab_tiles(matrix: Array, bias: Array | None, most: int) -> VocabTiles:
@@ -112,7 +113,7 @@ class Places(NamedTuple):
     mask: Bool[Array, "rows length"]
 
     @property
-    def count(self) -> Int[Array, ""]:
+    def number(self) -> Int[Array, ""]:
         """Tiles in use. The rest cost nothing."""
         return self.ends[-1]
 

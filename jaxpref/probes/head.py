@@ -61,20 +61,19 @@ def paired_weight_gradient(
     brought = [places.bring(x) for x in (states, targets, log_norms)]
     by_token = places.bring(slopes) if slopes.ndim == 2 else None
     vocab, pairs, kind = tiles.vocab_tiles(matrix, bias, tile.vocab), mask.shape[0] // 2, wide(states).dtype
-    zeros = lambda *shape: Weights(
-        jnp.zeros((*shape, *matrix.shape[1:]), kind), None if bias is None else jnp.zeros(shape, kind)
-    )
+    empty = head.no_weights(vocab, vocab.size, kind)
 
     def one_tile(i: Array, found: _Paired) -> _Paired:
-        columns = vocab[i]
-        row = lambda r: _row_gradient(r, zeros(vocab.size), columns, places, brought, by_token, scoring)
+        columns = vocab.columns(i)
+        row = lambda r: _row_gradient(r, empty, columns, places, brought, by_token, scoring)
         add = lambda p, sums: _add_pair(sums, p, p + pairs, row, slopes, columns)
-        here = jax.lax.fori_loop(0, pairs, add, _Paired(zeros(vocab.size), found.products))
+        here = jax.lax.fori_loop(0, pairs, add, _Paired(empty, found.products))
         write = lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, columns.start, 0)
         return _Paired(jax.tree.map(write, found.weights, here.weights), here.products)
 
-    products = jax.tree.map(lambda _: jnp.zeros((pairs, 3), kind), Weights(matrix, bias))
-    found = jax.lax.fori_loop(0, vocab.count, one_tile, _Paired(zeros(matrix.shape[0]), products))
+    start = head.no_weights(vocab, matrix.shape[0], kind)
+    products = jax.tree.map(lambda _: jnp.zeros((pairs, 3), kind), start)
+    found = jax.lax.fori_loop(0, vocab.number, one_tile, _Paired(start, products))
     return PairedWeights(found.weights, found.products.matrix, found.products.bias)
 
 
