@@ -2,6 +2,7 @@
 
 python -m analysis <study|all> --results DIR --out DIR     figures of the finished runs
 python -m analysis compare --results DIR --out DIR         figures of what `jaxpref compare` wrote
+python -m analysis heatmap --results DIR --out DIR         figures of what `jaxpref heatmap` wrote
 python -m analysis claims --results DIR [--markdown]       the table of claims
 python -m analysis keep --results DIR --out KEPT           claims and run times alone, small enough to commit
 python -m analysis readme --results results/reference --out README.md   the README's tables
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import compare, figures, readme
+from analysis import compare, figures, heatmap, readme
 from analysis.claims import claims_markdown, claims_table
 from jaxpref import results
 
@@ -45,12 +46,12 @@ def print_claims(folder: Path, console: Console, markdown: bool = False) -> None
     console.print(f"{sum(claim['holds'] for claim in claims)} of {len(claims)} claims hold in all")
 
 
-def draw_comparisons(folder: Path, out: Path, console: Console) -> int:
-    """The exit status: 2 where there is nothing to draw."""
-    paths = compare.draw(folder, out)
+def draw_command(name: str, folder: Path, out: Path, console: Console) -> int:
+    """Figures of what a command wrote; the exit status, 2 where there is nothing to draw."""
+    paths = COMMANDS[name](folder, out)
     list_files(paths, console)
     if not paths:
-        print(f"error: --results must hold a finished `jaxpref compare`; got {folder}", file=sys.stderr)
+        print(f"error: --results must hold a finished `jaxpref {name}`; got {folder}", file=sys.stderr)
     return 0 if paths else 2
 
 
@@ -98,12 +99,13 @@ def write_objectives(folder: Path, out: Path) -> None:
     (out / "objectives.md").write_text(objectives.page(records), encoding="utf-8")
 
 
+COMMANDS = {"compare": compare.draw, "heatmap": heatmap.draw}
 WRITERS = {"keep": keep, "readme": rewrite_readme, "objectives": write_objectives}
 
 
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
-    parser.add_argument("what", choices=[*STUDIES, "all", "compare", "claims", *WRITERS])
+    parser.add_argument("what", choices=[*STUDIES, "all", *COMMANDS, "claims", *WRITERS])
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--out", type=Path, default=Path("figures"))
     parser.add_argument("--markdown", action="store_true", help="claims as a table for a document")
@@ -118,8 +120,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if options.what in WRITERS:
         WRITERS[options.what](options.results, options.out)
         return 0
-    if options.what == "compare":
-        return draw_comparisons(options.results, options.out, console)
+    if options.what in COMMANDS:
+        return draw_command(options.what, options.results, options.out, console)
     for study in STUDIES if options.what == "all" else (options.what,):
         list_files(draw_study(study, options.results, options.out), console)
     return 0

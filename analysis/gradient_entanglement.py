@@ -4,9 +4,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import TwoSlopeNorm
 
-from analysis import figures
+from analysis import figures, token_maps
 from jaxpref.results import Run
 
 SUFFIX_COLORS = dict(
@@ -276,18 +275,14 @@ def _mean_map(run: Run, toy: str, **where: int) -> np.ndarray:
 
 def plot_map(ax: plt.Axes, values: np.ndarray, numbers: bool = False):
     """A token by token map of cosines, rows chosen, columns rejected."""
-    image = ax.imshow(values, cmap=figures.DIVERGING, norm=TwoSlopeNorm(0.0, -1.0, 1.0))
     names = ["label", *(f"s{i}" for i in range(1, len(values)))]
-    ax.set_xticks(range(len(values)), names, rotation=90)
-    ax.set_yticks(range(len(values)), names)
+    image = token_maps.draw_cosines(ax, values, names, names)
     if numbers:
-        for (row, column), value in np.ndenumerate(values):
-            color = "white" if abs(value) > 0.6 else "black"
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=4.5, color=color)
+        token_maps.write_numbers(ax, values)
     return image
 
 
-def token_maps(run: Run) -> plt.Figure:
+def mean_maps(run: Run) -> plt.Figure:
     """The mean heat map of both toys and single pairs of the first: figure 4b."""
     singles = min(4, run.config["num_pairs"] * _seeds(run))
     layout = [["expected", "independent", *"ab"], ["expected", "independent", *"cd"]]
@@ -442,7 +437,7 @@ FIGURES = {
         "suffix_trajectories": suffix_trajectories, "suffix_cosine": suffix_cosine,
         "suffix_control": suffix_control, "suffix_phases": suffix_phases,
     },
-    "tokens": {"token_maps": token_maps},
+    "tokens": {"token_maps": mean_maps},
     "first_order": {"first_order_quality": first_order_quality, "first_order_batch": first_order_batch},
     "remedies": {"remedy_trajectories": remedy_trajectories, "remedy_alone": remedy_alone},
 }  # fmt: skip

@@ -60,7 +60,7 @@ def token_products(
 
     def back(cotangents: Array, layer: Any) -> tuple[Array, Products]:
         (weights, local), x = layer
-        one_row = lambda *row: _layer_back(weights, *row, reading, local, config)
+        one_row = lambda x, cotangents: _layer_back(weights, x, cotangents, reading, local, config)
         cotangents, sides = jax.vmap(one_row)(x, cotangents)
         return cotangents, _layer_products(sides)
 
@@ -68,18 +68,14 @@ def token_products(
     last, inputs = jax.lax.scan(ahead, jax.vmap(entry.enter)(tables), layers)
     top = _top(params, last, tokens, places, config)
     cotangents, found = jax.lax.scan(back, top.cotangents, (layers, inputs), reverse=True)
-    lookups = jax.vmap(lambda tables, c: _each(jax.vjp(entry.enter, tables)[1])(c)[0])(tables, cotangents)
+    pull = lambda tables, cotangents: jax.vmap(jax.vjp(entry.enter, tables)[1])(cotangents)[0]
+    lookups = jax.vmap(pull)(tables, cotangents)
     return found | top.products | _table_products(lookups, tokens, top, config)
 
 
 def total(products: Products) -> Float[Array, "tokens tokens"]:
     """Over all parameters."""
     return sum((x.sum(0) if x.ndim == 3 else x for x in products.values()), start=jnp.zeros(()))
-
-
-def _each(pull: Any) -> Any:
-    """A pull-back of many cotangents at once."""
-    return jax.vmap(pull)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +117,8 @@ class _Entry:
 
     def _decode(self, tables: dict[str, Array], interceptor: Any) -> Array:
         """Over a vocabulary of the places: each looks up its own row of the tables."""
-        changed = {"max_length": self.length} if "position_embedding" in tables else {}
-        config = dataclasses.replace(self.config, vocab=self.length, tied=True, remat="none", **changed)
+        longest = self.length if "position_embedding" in tables else self.config.max_length
+        config = dataclasses.replace(self.config, vocab=self.length, tied=True, max_length=longest)
         with nn.intercept_methods(interceptor):
             variables = {"params": {**self.params, **tables}}
             states: Any = Decoder(config).apply(variables, jnp.arange(self.length)[None])
@@ -208,7 +204,10 @@ class _Top(NamedTuple):
 
 def _top(params: PyTree, last: Array, tokens: Array, places: Array, config: TransformerConfig) -> _Top:
     weights = params.get("final_norm", {})
-    norm = lambda weights, x: Norm(config).apply({"params": weights}, x)
+
+    def norm(weights: PyTree, x: Array) -> Any:
+        return Norm(config).apply({"params": weights}, x)
+
     before = jnp.take_along_axis(last, (places - 1)[..., None], axis=1)
     states = norm(weights, before)
     matrix = computing(transformer.unembedding(params, config=config), config)
@@ -232,7 +231,11 @@ def _slopes(states: Array, matrix: Array, targets: Array, cap: float | None) -> 
     scoring = Scoring(cap, 1.0)
     products = jnp.matmul(states, matrix.T, preferred_element_type=wide(states).dtype)
     logits = scoring.logits(products)
-    return scoring.slopes(logits) * (jax.nn.one_hot(targets, len(matrix)) - jax.nn.softmax(logits))
+    return scoring.slopes(logits) * (_one_hot(targets, logits) - jax.nn.softmax(logits))
+
+
+def _one_hot(targets: Array, logits: Array) -> Array:
+    return jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
 
 
 def _table_products(
