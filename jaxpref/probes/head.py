@@ -41,7 +41,7 @@ def paired_weight_gradient(
     targets: Int[Array, "rows length"],
     mask: Bool[Array, "rows length"],
     log_norms: Float[Array, "rows length"],
-    slopes: Float[Array, "rows"] | Float[Array, "rows length"],
+    slopes: Float[Array, "rows"],
     *,
     bias: Float[Array, "vocab"] | None = None,
     cap: float | None = None,
@@ -53,19 +53,18 @@ def paired_weight_gradient(
     Args:
       states: of the chosen rows above the rejected rows, as `logps.stack_rows` lays them.
       log_norms: as `head.forward` found them.
-      slopes: of the loss by each row's summed log-probability; or by each token's, which costs half as
-        much again.
+      slopes: of the loss by each row's summed log-probability. Where they differ by token the gradient is
+        `head.weight_gradient`'s.
     """
     scoring, tile = Scoring(cap, scale), tile or tiles.default_tile()
     places = tiles.place_tiles(mask, tile.places)
     brought = [places.bring(x) for x in (states, targets, log_norms)]
-    by_token = places.bring(slopes) if slopes.ndim == 2 else None
     vocab, pairs, kind = tiles.vocab_tiles(matrix, bias, tile.vocab), mask.shape[0] // 2, wide(states).dtype
     empty = head.no_weights(vocab, vocab.size, kind)
 
     def one_tile(i: Array, found: _Paired) -> _Paired:
         columns = vocab.columns(i)
-        row = lambda r: _row_gradient(r, empty, columns, places, brought, by_token, scoring)
+        row = lambda r: _row_gradient(r, empty, columns, places, brought, scoring)
         add = lambda p, sums: _add_pair(sums, p, p + pairs, row, slopes, columns)
         here = jax.lax.fori_loop(0, pairs, add, _Paired(empty, found.products))
         write = lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, columns.start, 0)
@@ -77,26 +76,22 @@ def paired_weight_gradient(
     return PairedWeights(found.weights, found.products.matrix, found.products.bias)
 
 
-def _row_gradient(r, empty: Weights, columns: Columns, places: Places, brought, by_token, scoring: Scoring):
-    """Of one row's tiles of places: gradient of its log-probability, and of what its tokens' slopes weigh."""
+def _row_gradient(r, empty: Weights, columns: Columns, places: Places, brought, scoring: Scoring) -> Weights:
+    """Of the log-probability of one row, from its own tiles of places."""
 
-    def one_tile(j: Array, sums: tuple[Weights, Weights | None]) -> tuple[Weights, Weights | None]:
+    def one_tile(j: Array, sums: Weights) -> Weights:
         states, targets, log_norms = (x[j] for x in brought)
-        pulled = jnp.where(places.valid[j], head.by_products(columns, states, targets, log_norms, scoring), 0)
-        own = head.add_weights(sums[0], pulled, states)
-        return own, None if sums[1] is None else head.add_weights(sums[1], pulled * by_token[j], states)
+        pulled = head.by_products(columns, states, targets, log_norms, scoring)
+        return head.add_weights(sums, jnp.where(places.valid[j], pulled, 0), states)
 
     start = jnp.where(r == 0, 0, places.ends[r - 1])
-    return jax.lax.fori_loop(start, places.ends[r], one_tile, (empty, None if by_token is None else empty))
+    return jax.lax.fori_loop(start, places.ends[r], one_tile, empty)
 
 
 def _add_pair(sums: _Paired, chosen, rejected, row: Any, slopes: Array, columns: Columns) -> _Paired:
-    (w, weighed_w), (l, weighed_l) = row(chosen), row(rejected)
-    if weighed_w is None:
-        weigh = lambda total, x, y: total + slopes[chosen] * x + slopes[rejected] * y
-        weights = jax.tree.map(weigh, sums.weights, w, l)
-    else:
-        weights = jax.tree.map(lambda total, x, y: total + x + y, sums.weights, weighed_w, weighed_l)
+    w, l = row(chosen), row(rejected)
+    weigh = lambda total, x, y: total + slopes[chosen] * x + slopes[rejected] * y
+    weights = jax.tree.map(weigh, sums.weights, w, l)
     products = jax.tree.map(lambda x, y: _products(x, y, columns), w, l)
     return _Paired(weights, jax.tree.map(lambda all_, new: all_.at[chosen].add(new), sums.products, products))
 
