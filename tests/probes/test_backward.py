@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxpref.pairs import TokenRows
-from jaxpref.policies import lora, taps, transformer
+from jaxpref.policies import head, lora, taps, transformer
 from jaxpref.policies.architecture import TransformerConfig
 from jaxpref.policies.lora import LoraConfig
 from jaxpref.probes import backward
@@ -204,6 +208,49 @@ def test_slopes_may_differ_from_token_to_token_and_reach_the_prompts(x64):
 def test_lanes_change_nothing(x64):
     found, _ = probed(params(UNTIED), rows(), config=UNTIED, lanes=3)
     check(found, explicit(params(UNTIED), UNTIED)[1], tolerance=1e-10)
+
+
+def twice(x):
+    """Rows, or a number of each, of every pair two times."""
+    return np.concatenate([half for half in np.split(np.asarray(x), 2) for _ in range(2)])
+
+
+def test_pairs_and_parameters_may_be_spread_over_a_mesh(x64, tmp_path):
+    script, folder = Path(__file__).with_name("probed_on_a_mesh.py"), tmp_path / "found.npz"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=6"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, script, folder], check=True, env=environment)
+    found = np.load(folder)
+    jacobian = explicit(params(TIED), TIED)[1]
+    for path, by_row in flat(jacobian).items():
+        summed = 2 * np.einsum("r...,r->...", by_row, SLOPES)
+        allowed = 1e-10 * np.abs(by_row).max()
+        np.testing.assert_allclose(found[f"grads:{path}"], summed, rtol=0, atol=allowed, err_msg=path)
+        theirs, ours = products(path, by_row), found[f"geometry:{path}"]
+        allowed = 1e-10 * theirs[1:].max()
+        np.testing.assert_allclose(ours, np.concatenate([theirs, theirs], -1), rtol=0, atol=allowed)
+    # Parameters are gathered, and features of a device's own pairs, but nothing of all pairs' tokens.
+    assert max(map(int, found["gathered"])) < 4 * PAIRS * LENGTH * TIED.head_dim
+
+
+def test_memory_is_at_most_a_quarter_more_than_a_plain_steps():
+    """Where layers are computed again, so that little else fills the memory."""
+    config = TransformerConfig(
+        vocab=2048, dim=64, layers=8, heads=4, kv_heads=2, head_dim=16, mlp_dim=160, remat="full"
+    )
+    tokens = jnp.zeros((8, 128), int)
+    rows, key = TokenRows(tokens, jnp.arange(128) >= jnp.full((8, 1), 64)), jax.random.key(0)
+    made = jax.eval_shape(functools.partial(transformer.init, config=config), key)
+    ones = lambda statistics: (jnp.ones(8), None)
+    step = lambda params: backward.probed_gradients(params, rows, ones, config=config)[0]
+
+    def logps(params):
+        states = transformer.hidden(params, tokens, config=config)
+        mask = jnp.pad(rows.response_mask[:, 1:], ((0, 0), (0, 1)))
+        return head.token_statistics(states, params["embedding"], tokens, mask).logps.sum()
+
+    temp = lambda f: jax.jit(f).lower(made).compile().memory_analysis().temp_size_in_bytes
+    assert temp(step) < 1.25 * temp(jax.grad(logps))
 
 
 @pytest.mark.parametrize("price", [0.0, 1e9], ids=["one by one", "by gram"])
