@@ -2,7 +2,7 @@
 
 jaxpref fetch smollm2-135m                      weights into the cache
 jaxpref train --out DIR [--pairs FILE]          tune a model on pairs, with any loss
-jaxpref score --out DIR [--pairs FILE]          log-probabilities and probes of real pairs
+jaxpref score --out DIR [--pairs FILE]          log-probabilities and probes of real pairs; --rank ches
 jaxpref export --model M --out DIR              a model, its adapter merged, as a Hugging Face folder
 jaxpref compare --out DIR                       many losses on one problem, seeds and hyperparameters swept
 jaxpref losses [NAME ...]                       the table of objectives, or all about some
@@ -22,30 +22,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.cache_dir() / "comp
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import tyro
-from rich import progress, table
-from rich.console import Console
 
-from jaxpref import export, fetch, objectives, results, score
+from jaxpref import export, fetch, objectives
 from jaxpref.compare import command as comparing
 from jaxpref.compare.config import Config as CompareConfig
 from jaxpref.data import files
+from jaxpref.scoring import command as scoring
+from jaxpref.scoring.config import Config as ScoreConfig
 from jaxpref.trainer import command as training
 from jaxpref.trainer.config import Config as TrainConfig
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-SHOWN = 5  # skipped lines that are listed on the terminal; config.json has them all
-UNITS = {
-    "logps/chosen": "nats",
-    "logps/rejected": "nats",
-    "logps/margin": "nats",
-    "edit_distance": "of the longer response",
-    "length_difference": "tokens, rejected less chosen",
-    "grads/chosen_falls": "share of pairs, first order, equal weights",
-    "grads/rejected_rises": "share of pairs, first order, equal weights",
-    "entanglement/frac": "share of pairs",
-    "ranking/accuracy": "share of pairs",
-    "ranking/accuracy_normalized": "share of pairs",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +53,7 @@ class Losses:
 
 Command = (
     Annotated[Fetch, tyro.conf.subcommand("fetch", description=Fetch.__doc__)]
-    | Annotated[
-        score.Config,
-        tyro.conf.subcommand("score", description="Score a pairs file under a model into a run folder."),
-    ]
+    | Annotated[ScoreConfig, tyro.conf.subcommand("score", description=scoring.DESCRIPTION)]
     | Annotated[TrainConfig, tyro.conf.subcommand("train", description=training.DESCRIPTION)]
     | Annotated[export.Config, tyro.conf.subcommand("export", description=export.Config.__doc__)]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare", description=comparing.DESCRIPTION)]
@@ -97,14 +81,14 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def _run(command: Fetch | score.Config | export.Config | CompareConfig | Losses) -> int:
+def _run(command: Fetch | ScoreConfig | export.Config | CompareConfig | Losses) -> int:
     if isinstance(command, Losses):
         return _losses(command.names)
     if isinstance(command, CompareConfig):
         return comparing.main(command, _say)
     if isinstance(command, export.Config):
         return _export(command)
-    return _fetch(command.model) if isinstance(command, Fetch) else _score(command)
+    return _fetch(command.model) if isinstance(command, Fetch) else scoring.main(command, _say)
 
 
 def _losses(names: Sequence[str]) -> int:
@@ -132,55 +116,6 @@ def _export(config: export.Config) -> int:
     except OSError as error:  # no room
         return _say(str(error), FAILED)
     return 0
-
-
-def _score(config: score.Config) -> int:
-    try:
-        prepared = score.prepare(config)
-    except (ValueError, OSError) as error:  # all that can be wrong with the input, before anything is written
-        return _say(str(error), BAD_INPUT)
-    console = Console()
-    _tell_input(console, prepared)
-    try:
-        _with_progress(prepared)
-    except (FloatingPointError, OSError) as error:
-        return _say(str(error), FAILED)
-    try:
-        _tell_results(console, results.Run(config.out))
-    except (OSError, ValueError, LookupError):  # a finished run whose files somebody changed
-        return _say(f"{config.out} holds a damaged run; remove it or name another folder", BAD_INPUT)
-    return 0
-
-
-def _tell_input(console: Console, prepared: score.Prepared) -> None:
-    report = prepared.report
-    counts = [f"{name} {n}" for name, n in dataclasses.asdict(report).items() if n and name != "pairs"]
-    pairs = f"{report.pairs} pairs of {prepared.file.path.name} under {prepared.model.name}"
-    console.print(f"{pairs}{' (' + ', '.join(counts) + ')' if counts else ''}", highlight=False, markup=False)
-    bad = prepared.file.bad
-    for line in bad[:SHOWN]:
-        console.print(f"  skipped line {line.line}: {line.reason}", highlight=False, markup=False)
-    if bad:
-        console.print(f"  {len(bad)} bad lines skipped in all", highlight=False)
-
-
-def _with_progress(prepared: score.Prepared) -> None:
-    columns = (*progress.Progress.get_default_columns(), progress.TimeElapsedColumn())
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("scoring", total=1.0)
-        score.run(prepared, lambda fraction, text: bar.update(task, completed=fraction))
-
-
-def _tell_results(console: Console, run: results.Run) -> None:
-    means = run.rows[-1]
-    shown = table.Table(
-        "metric", table.Column("mean", justify="right"), "unit", title=f"{means['pairs']} pairs"
-    )
-    for name in score.METRICS:
-        if name in means:
-            shown.add_row(name, f"{means[name]:.4g}", UNITS.get(name, ""))
-    console.print(shown)
-    console.print(f"{run.folder}: pairs.parquet, tokens.parquet, metrics.jsonl, config.json", highlight=False)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import tiny_model
 from jaxpref import cli, fetch, results
 from jaxpref.losses import LOSSES
 
+ONE_OF_TWO = {"a": " world", "b": " hello hello"}
 PAIR = {"prompt": "hello", "chosen": " world", "rejected": " 42"}
 
 
@@ -33,6 +34,20 @@ def test_score_writes_a_run_and_prints_its_summary(arguments, tmp_path, capsys):
     assert results.Run(tmp_path / "run").table()["tokens/chosen"].tolist() == [2]
     printed = capsys.readouterr().out
     assert "ranking/accuracy" in printed and "logps/chosen" in printed
+
+
+def test_score_ranks_a_finished_run_and_keeps_the_best_pairs(arguments, tmp_path, capsys):
+    lines = [json.dumps(PAIR | {"id": name, "chosen": text}) + "\n" for name, text in ONE_OF_TWO.items()]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    assert cli.main([*arguments, "--no-gradients"]) == 0
+    kept = tmp_path / "kept.jsonl"
+    ask = [*arguments, "--no-gradients", "--rank", "ches", "--keep", "0.5", "--keep-out", str(kept)]
+    assert cli.main(ask) == 0
+    ches = results.Run(tmp_path / "run").table()["ches"]
+    assert kept.read_text() == lines[int(ches[1] < ches[0])]
+    assert "best of 2 pairs, least first" in capsys.readouterr().out
+    assert cli.main([*ask, "--rank", "chess"]) == 2
+    assert "rank must be one of" in capsys.readouterr().err
 
 
 BAD_LINES = {

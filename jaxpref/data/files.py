@@ -157,19 +157,29 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         if path.exists() and not path.is_file():  # a pipe without a writer would keep us waiting
             raise PairsFileError(path, None, "must be a file; it is a folder, a pipe or a device")
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic == b"PAR1":
-            yield from enumerate(_parquet(path), 1)
-            return
-        opener: Any = gzip.open if magic[:2] == b"\x1f\x8b" else open
-        with opener(path, "rb") as file:
-            yield from _lines(file)
+        yield from enumerate(_parquet(path), 1) if is_parquet(path) else raw_lines(path)
     except (OSError, EOFError, zlib.error) as error:  # Arrow's reading errors are among them
         reason = getattr(error, "strerror", None) or error
         raise PairsFileError(path, None, f"cannot be read: {reason}") from error
     except pa.ArrowException as error:
         raise PairsFileError(path, None, f"is a damaged Parquet file: {error}") from error
+
+
+def is_parquet(path: Path) -> bool:
+    """Told by content."""
+    return _magic(path) == b"PAR1"
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """The lines of a file of JSON that are not blank, numbered, as they stand; None where one is too long."""
+    opener: Any = gzip.open if _magic(path)[:2] == b"\x1f\x8b" else open
+    with opener(path, "rb") as file:
+        yield from _lines(file)
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:

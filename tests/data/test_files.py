@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jaxpref import score
 from jaxpref.data import files
 from jaxpref.data.files import ChatPair, IdPair, PairsFileError, TextPair
+from jaxpref.scoring.config import EXAMPLE_PAIRS
 
 GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
 USER = {"role": "user", "content": "hi"}
@@ -225,5 +225,5 @@ def test_optional_columns_are_kept_and_a_byte_order_mark_is_not(tmp_path):
 
 
 def test_the_example_that_comes_with_jaxpref_is_good():
-    read = files.read_pairs(score.EXAMPLE_PAIRS)
+    read = files.read_pairs(EXAMPLE_PAIRS)
     assert len(read.records) == 32 and not read.bad
