@@ -108,10 +108,10 @@ def separate(
 
 
 def _checked(plan: Sequence[Sequence[int]], lengths: Sequence[int], shape: Shape) -> Sequence[Sequence[int]]:
-    shapes.check(shape, len(plan), max(sum(lengths[group] for group in row) for row in plan))
     named = sorted(group for row in plan for group in row)
     if named != list(range(len(lengths))):
         raise ValueError(f"plan must name each of {len(lengths)} groups once; got {named}")
+    shapes.check(shape, len(plan), max(sum(lengths[group] for group in row) for row in plan))
     return plan
 
 

@@ -83,31 +83,36 @@ def check(shape: Shape, rows: int, longest: int) -> None:
         raise ValueError(f"shape.rows must be at least {rows} of {shape.length} tokens; got {shape.rows}")
 
 
-def choose_shape(lengths: Sequence[int], shapes: Sequence[Shape] = ()) -> Shape:
+def choose_shape(lengths: Sequence[int], shapes: Sequence[Shape] = (), *, multiple: int = 1) -> Shape:
     """The cheapest shape that holds these groups.
 
     Args:
       lengths: tokens of each group, its prompt counted once.
+      multiple: of which the number of rows is one, say of the devices that share them.
       shapes: to choose from, as `choose_shapes` gives them; if there are none, or none holds the groups, all
         lengths of `BUCKETS` with as many rows as it takes.
     """
-    needed = _rows_by_length(lengths)
+    needed = _rows_by_length(lengths, multiple)
     given = [shape for shape in shapes if _holds(shape, needed)]
     free = (Shape(rows, length) for length, rows in needed.items())
     return min(given or free, key=lambda shape: shape.cost)
 
 
-def choose_shapes(batches: Sequence[Sequence[int]], count: int = 8) -> tuple[Shape, ...]:
+def choose_shapes(
+    batches: Sequence[Sequence[int]], count: int = 8, *, multiple: int = 1
+) -> tuple[Shape, ...]:
     """Few shapes for many batches, the first of which holds them all.
 
     Args:
       batches: lengths of the groups of each batch, say of an epoch; a sample is looked at if they are many.
       count: shapes at most, at least 1: a bound on compilations, but for a batch larger than all of these.
+      multiple: as in `choose_shape`.
     """
     length = bucket(max(map(max, batches)))
-    largest = Shape(max(len(best_fit(lengths, length)) for lengths in batches), length)
+    rows = max(len(best_fit(lengths, length)) for lengths in batches)
+    largest = Shape(_up(rows, multiple), length)
     sample = sorted(batches, key=sum)[:: math.ceil(len(batches) / SAMPLE)]  # sorted: the order has a period
-    needs = [_rows_by_length(lengths) for lengths in sample]
+    needs = [_rows_by_length(lengths, multiple) for lengths in sample]
     free = sorted({Shape(rows, length) for needed in needs for length, rows in needed.items()})
     costs = np.array(
         [[shape.cost if _holds(shape, needed) else np.inf for shape in free] for needed in needs]
@@ -129,11 +134,17 @@ def _medians(costs: np.ndarray, otherwise: float, count: int) -> list[int]:
     return sorted(set(chosen))
 
 
-def _rows_by_length(lengths: Sequence[int]) -> dict[int, int]:
+def _rows_by_length(lengths: Sequence[int], multiple: int) -> dict[int, int]:
     """How many rows it takes of each length, up to the first that holds all groups in one row."""
     first, last = BUCKETS.index(bucket(max(lengths))), BUCKETS.index(bucket(sum(lengths)))
-    return {length: len(best_fit(lengths, length)) for length in BUCKETS[first : last + 1]}
+    sizes = BUCKETS[first : last + 1]
+    return {length: _up(len(best_fit(lengths, length)), multiple) for length in sizes}
+
+
+def _up(rows: int, multiple: int) -> int:
+    return math.ceil(rows / multiple) * multiple
 
 
 def _holds(shape: Shape, needed: Mapping[int, int]) -> bool:
-    return shape.length >= min(needed) and shape.rows >= needed.get(shape.length, 1)
+    """Whether the shape has the rows; beyond the longest length that is listed it takes as many as there."""
+    return shape.length >= min(needed) and shape.rows >= needed.get(shape.length, needed[max(needed)])

@@ -71,6 +71,14 @@ def test_two_shapes_beside_the_largest_are_the_best_two():
     assert cost(shapes.choose_shapes(batches, 3)) <= 1.02 * best
 
 
+@pytest.mark.parametrize("multiple", [2, 8])
+def test_rows_can_be_a_multiple_of_the_devices(multiple):
+    few = shapes.choose_shapes(BATCHES, 4, multiple=multiple)
+    picked = [shapes.choose_shape(lengths, few, multiple=multiple) for lengths in BATCHES]
+    assert set(picked) <= set(few) and all(shape.rows % multiple == 0 for shape in few)
+    assert shapes.choose_shape([100] * 3, multiple=multiple) == Shape({2: 4, 8: 8}[multiple], 112)
+
+
 def test_the_choice_depends_on_no_order_and_a_larger_batch_falls_back():
     assert shapes.choose_shapes(BATCHES) == shapes.choose_shapes(BATCHES[::-1])
     assert shapes.choose_shape([5000], shapes.choose_shapes(BATCHES)) == Shape(1, 5120)
