@@ -46,10 +46,15 @@ def main(config: Config, say: Callable[[str, int], int]) -> int:
         return say(str(error), FAILED)
     try:
         _tell_results(console, results.Run(config.out))
-        if config.rank is not None:
-            _tell_ranking(console, config, ranking.write(prepared))
+        ranked = None if config.rank is None else ranking.rank(prepared)
     except (OSError, ValueError, LookupError):  # a finished run whose files somebody changed
         return say(f"{config.out} holds a damaged run; remove it or name another folder", BAD_INPUT)
+    try:
+        if ranked is not None:
+            ranking.write(prepared, ranked)
+            _tell_ranking(console, config, ranked)
+    except OSError as error:
+        return say(str(error), FAILED)
     return 0
 
 

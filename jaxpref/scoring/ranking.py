@@ -70,32 +70,32 @@ def least_first(column: str) -> bool:
     return "/".join(column.split("/")[:2]) in LEAST_FIRST
 
 
-def write(prepared: Prepared) -> pa.Table:
-    """Writes `ranked.parquet` and `ranked.jsonl` into a finished run's folder, and the pairs that are kept.
-
-    Returns:
-      Rank from 1, id, line, column and value, best first.
-    """
-    config = prepared.config
-    assert config.rank is not None
-    columns = dict.fromkeys(["id", "line", config.rank])
-    stored = pq.read_table(config.out / "pairs.parquet", columns=list(columns))
-    values = stored[config.rank].cast(pa.float64()).to_numpy()
-    places = order(values, least_first=least_first(config.rank))
-    ranked = pa.table(
+def rank(prepared: Prepared) -> pa.Table:
+    """Rank from 1, id, line, column and value of a finished run's pairs, best first."""
+    column = prepared.config.rank
+    assert column is not None
+    names = list(dict.fromkeys(["id", "line", column]))
+    stored = pq.read_table(prepared.config.out / "pairs.parquet", columns=names)
+    values = stored[column].cast(pa.float64()).to_numpy()
+    places = order(values, least_first=least_first(column))
+    return pa.table(
         {
             "rank": pa.array(np.arange(1, len(places) + 1)),
             "id": stored["id"].take(pa.array(places)),
             "line": stored["line"].take(pa.array(places)),
-            "column": pa.array([config.rank] * len(places)),
+            "column": pa.array([column] * len(places)),
             "value": pa.array(values[places], from_pandas=True),
         }
     )
+
+
+def write(prepared: Prepared, ranked: pa.Table) -> None:
+    """Writes `ranked.parquet` and `ranked.jsonl` into the run's folder, and the pairs that are kept."""
+    config = prepared.config
     _store(ranked, config.out)
     if config.keep is not None and config.keep_out is not None:
-        lines = stored["line"].to_numpy()[places[: kept(config.keep, len(places))]]
+        lines = ranked["line"].to_numpy()[: kept(config.keep, len(ranked))]
         excerpt.copy(prepared.path, config.keep_out, np.sort(lines))
-    return ranked
 
 
 def kept(share: float, pairs: int) -> int:

@@ -25,7 +25,9 @@ def asked(scored, **changes):
 def test_ranking_is_the_sorted_column_best_first(scored, column, sign):
     prepared, table = asked(scored, rank=column), scored[1].table()
     ranking.check(prepared)
-    ranked = ranking.write(prepared).to_pydict()
+    ranked = ranking.rank(prepared)
+    ranking.write(prepared, ranked)
+    ranked = ranked.to_pydict()
     places = sorted(range(3), key=lambda i: sign * table[column][i])
     assert ranked["rank"] == [1, 2, 3] and ranked["column"] == [column] * 3
     assert ranked["value"] == [table[column][i] for i in places]
@@ -39,14 +41,14 @@ def test_ranking_is_the_sorted_column_best_first(scored, column, sign):
 def test_equal_pairs_stand_as_in_the_file_and_those_without_a_value_last(scored):
     assert ranking.order([1.0, np.nan, 0.0, 1.0], least_first=False).tolist() == [0, 3, 2, 1]
     assert ranking.order([1.0, np.nan, 0.0, 1.0], least_first=True).tolist() == [2, 0, 3, 1]
-    ranked = ranking.write(asked(scored, rank="chosen_score")).to_pydict()
+    ranked = ranking.rank(asked(scored, rank="chosen_score")).to_pydict()
     assert ranked["line"] == [3, 1, 2] and ranked["value"] == [2.5, None, None]
 
 
 def test_kept_pairs_are_lines_of_the_file_as_they_were(scored, tmp_path):
     prepared = asked(scored, rank="ches", keep=0.6, keep_out=tmp_path / "kept.jsonl")
     ranking.check(prepared)
-    ranking.write(prepared)
+    ranking.write(prepared, ranking.rank(prepared))
     best = sorted(np.argsort(scored[1].table()["ches"])[:2])  # of three pairs, in order of the file
     lines = prepared.path.read_bytes().splitlines(keepends=True)
     assert (tmp_path / "kept.jsonl").read_bytes() == b"".join(lines[i] for i in best)
