@@ -45,7 +45,7 @@ class _Work(NamedTuple):
     queries: Int[Array, "most"]
     keys: Int[Array, "most"]
     later: Int[Array, "most"]  # by how many tokens the block of queries stands behind the block of keys
-    count: Int[Array, ""]
+    number: Int[Array, ""]
 
 
 def visible(queries: Layout, keys: Layout, later: ArrayLike, window: ArrayLike) -> Array:
@@ -158,7 +158,7 @@ def _forward(x: _Operands, work: _Work, kind: Kind) -> tuple[Array, Array]:
     lowest = jnp.full(x.query.shape[:-1], -0.7 * jnp.finfo(dtype).max, dtype)
     start = _Running(lowest, jnp.zeros_like(lowest), jnp.zeros(x.query.shape, dtype))
     step = lambda i, running: _put(running, work.queries[i], _softened(running, x, work, i, kind))
-    largest, sums, mixed = jax.lax.fori_loop(0, work.count, step, start)
+    largest, sums, mixed = jax.lax.fori_loop(0, work.number, step, start)
     sums = jnp.where(sums > 0, sums, 1)  # of padding, which sees nothing
     return mixed / sums[..., None], largest + jnp.log(sums)
 
@@ -213,7 +213,7 @@ def _backward(
         return grads[0].at[q].add(query), grads[1].at[k].add(key), grads[2].at[k].add(value)
 
     zeros = tuple(jnp.zeros(y.shape, cotangent.dtype) for y in x[:3])
-    grads = jax.lax.fori_loop(0, work.count, step, zeros)
+    grads = jax.lax.fori_loop(0, work.number, step, zeros)
     return tuple(g.astype(y.dtype) for g, y in zip(grads, x[:3]))
 
 

@@ -69,7 +69,8 @@ def attend(
       interpret: a TPU's kernel runs here, slowly.
     """
     length = query.shape[1]
-    window = jnp.asarray(length if config.window is None else jnp.where(local, config.window, length))
+    everything = config.window is None or local is None
+    window = length if everything else jnp.where(local, config.window, length)
     kind = Kind((config.query_scalar or config.head_dim) ** -0.5, config.attention_cap)
     program = choose(config, length)
     if program == "cudnn":
@@ -156,7 +157,7 @@ def _on_mesh(kernel: Any, query: Array, key: Array, value: Array, layout: Layout
         return kernel(query, key, value, layout, window)
     rows = _dividing(mesh, ROW_AXES, query.shape[0])
     heads = PartitionSpec(rows, None, _dividing(mesh, HEAD_AXES, key.shape[2]))
-    of_rows = Layout(*[PartitionSpec(rows)] * 3)
+    of_rows = Layout._make([PartitionSpec(rows)] * 3)
     placed = jax.shard_map(
         kernel, mesh=mesh, in_specs=(heads, heads, heads, of_rows, PartitionSpec()), out_specs=heads,
         check_vma=False,

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from jaxpref.policies import attention_blocks, attention_kernels, transformer
 from jaxpref.policies.attention_blocks import Kind
 from jaxpref.policies.layout import Layout
 
-CONFIG = dataclasses.replace(transformer.tiny(11, dim=16, heads=4), kv_heads=2, window=9)
+CONFIG = dataclasses.replace(transformer.tiny(11, dim=16, heads=4), kv_heads=2, head_dim=8, window=9)
 
 
 def random_layout(seed: int, rows: int, length: int) -> Layout:
@@ -105,7 +106,7 @@ def test_blocks_in_bfloat16_are_within_its_error():
 def test_blocks_that_see_nothing_are_left_out():
     layout = Layout(*(jnp.asarray(x).reshape(4, 2) for x in ([0, 1, 2, 3] * 2, [0] * 4 + [1] * 4, [0] * 8)))
     work = jax.jit(lambda x: attention_blocks._visible_blocks(x, 8, 1))(layout)
-    pairs = np.stack([work.queries, work.keys], axis=1)[: int(work.count)]
+    pairs = np.stack([work.queries, work.keys], axis=1)[: int(work.number)]
     np.testing.assert_array_equal(pairs, [[0, 0], [1, 0], [1, 1], [2, 2], [3, 2], [3, 3]])
 
 
@@ -136,3 +137,71 @@ def test_a_decoder_is_the_same_with_blocks():
 
     plain, blocks = (pulled(params, dataclasses.replace(config, attention=x)) for x in ("plain", "blocks"))
     jax.tree.map(close, blocks, plain)
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "changes", "expected"),
+    [
+        ("cpu", 64, {}, "plain"),
+        ("cpu", 128, {}, "blocks"),
+        ("cpu", 128, {"attention": "plain"}, "plain"),
+        ("tpu", 128, {}, "plain"),
+        ("gpu", 128, {}, "plain"),
+        ("gpu", 128, {"dtype": "bfloat16"}, "cudnn"),
+        ("gpu", 128, {"dtype": "bfloat16", "attention_cap": 2.0}, "plain"),
+        ("gpu", 127, {"dtype": "bfloat16"}, "plain"),
+    ],
+)
+def test_platform_and_shape_choose(monkeypatch, platform, length, changes, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert attention_kernels.choose(dataclasses.replace(CONFIG, **changes), length) == expected
+
+
+def test_cudnn_has_no_soft_cap():
+    with pytest.raises(ValueError, match=r"cudnn with a cap; got attention_cap=2\.0"):
+        dataclasses.replace(CONFIG, attention="cudnn", attention_cap=2.0)
+
+
+def lowered(config, layout, platform, sharding=None):
+    """The gradient of a decoder as it is handed to the compiler of `platform`."""
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    params = jax.tree.map(place, jax.eval_shape(lambda: transformer.init(jax.random.key(0), config)))
+    layout = None if layout is None else jax.tree.map(place, layout)
+    loss = lambda params, tokens, layout: jnp.sum(
+        transformer.hidden(params, tokens, config=config, layout=layout).astype(jnp.float32)
+    )
+    tokens = place(jax.ShapeDtypeStruct((2, 256), int))
+    return jax.jit(jax.grad(loss)).trace(params, tokens, layout).lower(lowering_platforms=(platform,))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_gpu_is_handed_flash_attention(monkeypatch, packed):
+    """As far as this can be seen without a GPU: which of cuDNN's calls stand in the program."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    config = dataclasses.replace(CONFIG, window=None, head_dim=64, dtype="bfloat16", attention="cudnn")
+    program = lowered(config, random_layout(0, 2, 256) if packed else None, "cuda").as_text()
+    masked = "ScaleBias" if packed else ""
+    assert f"__cudnn$fmha{masked}SoftmaxBackward" in program
+    assert ("CAUSAL" in program) != packed
+
+
+def test_a_tpu_compiler_takes_the_kernel(monkeypatch):
+    """For a chip that need not be here: a kernel forwards, two backwards, under the scan of layers."""
+    pytest.importorskip("libtpu")
+    for name, value in [
+        ("SKIP_MDS_QUERY", "1"),
+        ("ACCELERATOR_TYPE", "v5p-8"),
+        ("WORKER_HOSTNAMES", "localhost"),
+    ]:
+        monkeypatch.setenv(f"TPU_{name}", value)
+    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
+    mesh = jax.sharding.Mesh(np.array(chips).reshape(2, 2), ("fsdp", "tensor"))
+    config = dataclasses.replace(CONFIG, head_dim=64, dtype="bfloat16", attention="splash")
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    layout = random_layout(0, 2, 256)
+    with jax.set_mesh(mesh):
+        program = lowered(config, layout, "tpu", sharding).compile().as_text()
+    assert program.count('custom_call_target="tpu_custom_call"') == 3
