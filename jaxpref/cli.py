@@ -3,6 +3,7 @@
 jaxpref fetch smollm2-135m                      weights into the cache
 jaxpref train --out DIR [--pairs FILE]          tune a model on pairs, with any loss
 jaxpref score --out DIR [--pairs FILE]          log-probabilities and probes of real pairs; --rank ches
+jaxpref heatmap --out DIR [--id ID]             which tokens of a pair entangle its two responses
 jaxpref export --model M --out DIR              a model, its adapter merged, as a Hugging Face folder
 jaxpref compare --out DIR                       many losses on one problem, seeds and hyperparameters swept
 jaxpref losses [NAME ...]                       the table of objectives, or all about some
@@ -27,6 +28,8 @@ from jaxpref import export, fetch, objectives
 from jaxpref.compare import command as comparing
 from jaxpref.compare.config import Config as CompareConfig
 from jaxpref.data import files
+from jaxpref.heatmap import command as mapping
+from jaxpref.heatmap.config import Config as HeatmapConfig
 from jaxpref.scoring import command as scoring
 from jaxpref.scoring.config import Config as ScoreConfig
 from jaxpref.trainer import command as training
@@ -54,6 +57,7 @@ class Losses:
 Command = (
     Annotated[Fetch, tyro.conf.subcommand("fetch", description=Fetch.__doc__)]
     | Annotated[ScoreConfig, tyro.conf.subcommand("score", description=scoring.DESCRIPTION)]
+    | Annotated[HeatmapConfig, tyro.conf.subcommand("heatmap", description=mapping.DESCRIPTION)]
     | Annotated[TrainConfig, tyro.conf.subcommand("train", description=training.DESCRIPTION)]
     | Annotated[export.Config, tyro.conf.subcommand("export", description=export.Config.__doc__)]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare", description=comparing.DESCRIPTION)]
@@ -81,11 +85,13 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def _run(command: Fetch | ScoreConfig | export.Config | CompareConfig | Losses) -> int:
+def _run(command: Fetch | ScoreConfig | HeatmapConfig | export.Config | CompareConfig | Losses) -> int:
     if isinstance(command, Losses):
         return _losses(command.names)
     if isinstance(command, CompareConfig):
         return comparing.main(command, _say)
+    if isinstance(command, HeatmapConfig):
+        return mapping.main(command, _say)
     if isinstance(command, export.Config):
         return _export(command)
     return _fetch(command.model) if isinstance(command, Fetch) else scoring.main(command, _say)

@@ -4,15 +4,15 @@ import dataclasses
 from pathlib import Path
 
 from jaxpref import cache, fetch, results, sources
-from jaxpref.data import files, pair_set
+from jaxpref.data import pair_set
 from jaxpref.data.files import PairsFileError
 from jaxpref.data.pair_set import PairSet
 from jaxpref.heatmap.config import Config
 from jaxpref.policies import checkpoints
 from jaxpref.policies.checkpoints import LanguageModel
 from jaxpref.results import RunId
+from jaxpref.scoring.config import EXAMPLE_PAIRS
 
-EXAMPLE_PAIRS = Path(files.__file__).parent / "examples" / "politeness_pairs.jsonl"
 IDENTITY = ("max_length", "skip_bad", "allow_empty_prompt", "after_end")
 
 

@@ -26,6 +26,7 @@ from jaxpref.policies.transformer import Decoder, Layer
 
 Products = dict[str, Array]  # by the parameter's path
 Path = tuple[str, ...]
+LONG = 128  # tokens from which the square of the length is too much to keep for every cotangent
 TABLES = ("embedding", "position_embedding")
 
 
@@ -52,6 +53,7 @@ def token_products(
 
     References: Yuan et al. 2024, arXiv:2410.13828, section 4.3.
     """
+    config = _without_kernels(config, tokens.shape[1])
     entry = _Entry(params, config, tokens.shape[1])
     reading, tables = entry.reading(), jax.vmap(entry.tables)(tokens)
 
@@ -71,6 +73,11 @@ def token_products(
     pull = lambda tables, cotangents: jax.vmap(jax.vjp(entry.enter, tables)[1])(cotangents)[0]
     lookups = jax.vmap(pull)(tables, cotangents)
     return found | top.products | _table_products(lookups, tokens, top, config)
+
+
+def _without_kernels(config: TransformerConfig, length: int) -> TransformerConfig:
+    """Attention in XLA alone: kernels are not made for many cotangents of one row."""
+    return dataclasses.replace(config, attention="plain" if length < LONG else "blocks")
 
 
 def total(products: Products) -> Float[Array, "tokens tokens"]:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tiny_model
 
+from analysis import __main__ as analysis
 from analysis import heatmap as figures
-from jaxpref import results
+from jaxpref import cli, results
 from jaxpref.heatmap import runner
 from jaxpref.heatmap.config import Config
 from jaxpref.heatmap.prepare import prepare
@@ -122,3 +123,13 @@ def test_the_figures_hold_every_token(made, tmp_path):
 def test_tokens_are_shown_without_what_a_font_cannot_draw():
     assert figures.shown(" a\n$b") == "␣a↵\\$b"
     assert len(figures.shown("x" * 99)) == figures.SHOWN
+
+
+def test_the_command_prints_what_it_found(made, config, tmp_path, capsys):
+    arguments = ["--model", config.model, "--pairs", str(config.pairs), "--out", str(config.out)]
+    assert cli.main(["heatmap", *arguments, "--id", "$x"]) == 0  # at once, for it is finished
+    assert "grads/inner" in capsys.readouterr().out
+    assert cli.main(["heatmap", *arguments, "--id", "first"]) == 2
+    assert "holds a run of another config" in capsys.readouterr().err
+    assert analysis.main(["heatmap", "--results", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "must hold a finished `jaxpref heatmap`" in capsys.readouterr().err

@@ -76,3 +76,13 @@ def test_norms_that_learn_nothing_have_no_products():
     assert not any("norm" in path for path in found)
     assert found["layers/mlp/up/kernel"].shape == (2, 6, 6) and found["embedding"].shape == (6, 6)
     assert jax.eval_shape(probe.total, found).shape == (6, 6)
+
+
+def test_bfloat16_is_within_its_own_error():
+    config = dataclasses.replace(LLAMA, layers=1)
+    half, params = dataclasses.replace(config, dtype="bfloat16"), model(config)
+    expected = sum(gram(x).reshape(-1, 6, 6).sum(0) for x in gradients(params, config).values())
+    measure = jax.jit(lambda *args: probe.total(probe.token_products(*args, config=half)))
+    found = measure(params, TOKENS, PLACES)
+    assert found.dtype == jnp.float32
+    assert np.abs(found - expected).max() < 0.05 * expected.max()
