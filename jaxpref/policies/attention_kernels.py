@@ -69,8 +69,7 @@ def attend(
       interpret: a TPU's kernel runs here, slowly.
     """
     length = query.shape[1]
-    everything = config.window is None or local is None
-    window = length if everything else jnp.where(local, config.window, length)
+    window = _window(local, config, length)
     kind = Kind((config.query_scalar or config.head_dim) ** -0.5, config.attention_cap)
     program = choose(config, length)
     if program == "cudnn":
@@ -79,6 +78,13 @@ def attend(
     if program == "splash":
         return _splash(query, key, value, layout, window, kind, interpret)
     return attention_blocks.attend(query, key, value, layout, window, kind)
+
+
+def _window(local: Array | None, config: TransformerConfig, length: int) -> ArrayLike:
+    """Positions that a token of this layer sees back to, itself among them."""
+    if config.window is None or local is None:
+        return length
+    return jnp.where(local, config.window, length)
 
 
 def _of_rows(layout: Layout | None, rows: int, length: int) -> Layout:
