@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -65,6 +66,26 @@ def test_adamw_is_torchs_with_decay_of_matrices_alone(weight_decay):
     found = fitted(settings(weight_decay=weight_decay))
     for name, expected in adamw_by_hand(weight_decay).items():
         np.testing.assert_allclose(found[name], expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{"weight_decay": 0.1}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "rmsprop"}],
+    ids=["adamw", "sgd", "rmsprop"],
+)
+def test_an_update_writes_over_the_state_and_holds_no_copy_of_it(chosen):
+    config = settings(**chosen)
+    optimizer = optimizers.make_optimizer(config, optimizers.schedule(config, STEPS))
+    params = {"kernel": jnp.ones((128, 64)), "embedding": jnp.ones((96, 64))}
+    state = jax.eval_shape(lambda: train.init_state(params, optimizer))
+    update = lambda state, grads: (
+        optimizers.apply_gradients(state, grads, optimizer),
+        optax.tree.norm(grads),
+    )
+    compiled = jax.jit(update, donate_argnums=0).lower(state, params).compile().memory_analysis()
+    matrices = sum(4 * x.size for x in jax.tree.leaves(state) if x.ndim)
+    assert compiled.alias_size_in_bytes >= matrices >= 2 * 4 * 64 * (128 + 96)
+    assert compiled.temp_size_in_bytes < 4 * 64 * 96 / 2  # half of the smaller matrix
 
 
 def test_the_first_rmsprop_step_is_ten_times_the_rate_for_torch_does_not_correct_the_bias():
