@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
-from jaxtyping import Bool, PyTree
+from jaxtyping import Bool, Float, PyTree
 
 from jaxpref.logps import TokenStatistics, wide
 from jaxpref.pairs import TokenRows
@@ -23,7 +23,7 @@ from jaxpref.policies import transformer
 from jaxpref.policies.architecture import TransformerConfig
 from jaxpref.policies.lora import adapters as lora_adapters
 from jaxpref.policies.lora.adapters import LoraConfig
-from jaxpref.probes import vocabulary
+from jaxpref.probes import likelihood, vocabulary
 from jaxpref.probes.gradients import GradientGeometry
 from jaxpref.probes.vocabulary import Looked, ahead, apart, together
 
@@ -36,6 +36,7 @@ class Probed(NamedTuple):
 
     grads: PyTree
     geometry: dict[str, GradientGeometry]  # by path; of the layers [layers, pairs], else [pairs]
+    hidden_sums: Float[Array, "rows dim"]  # of the states that predict each response: what CHES is made of
 
 
 def probed_gradients(
@@ -84,13 +85,14 @@ def probed_gradients(
     places, statistics, pull = vocabulary.look(
         policy, states, rows, asked | rows.response_mask, lanes, config
     )
+    sums = apart(likelihood.response_hidden_sums(states, rows))
     slopes, aux = slopes_of(TokenStatistics(*map(apart, statistics)))
     slopes = together(slopes).astype(pull.dtype)
     grads, products, back = _back(pull_back, places, pull.astype(states.dtype), slopes, layers)
     if lora is not None:
-        return _of_adapters(grads, products, lora), aux
+        return _probed(*_of_adapters(grads, products, lora), sums), aux
     ends = vocabulary.gradients(policy, places, rows.tokens, slopes, back, lanes, config)
-    return _probed(grads | ends[0], products | ends[1]), aux
+    return _probed(grads | ends[0], products | ends[1], sums), aux
 
 
 def _check(rows: int, lanes: int, adapters: PyTree | None, lora: LoraConfig | None) -> None:
@@ -145,17 +147,17 @@ def _back(
     return grads, products, Looked(taps, weighed, ones)
 
 
-def _of_adapters(grads: Flat, products: Flat, lora: LoraConfig) -> Probed:
+def _of_adapters(grads: Flat, products: Flat, lora: LoraConfig) -> tuple[Flat, Flat]:
     """The policy's `lora_b` is scale b: of b itself the gradient is scale times as large."""
     factor = {"lora_a": 1.0, "lora_b": lora.scale}
     at = lambda path: (path.replace("/lora_", "/"), factor[path.rsplit("/", 1)[1]])
     scaled = lambda flat, power: {at(path)[0]: at(path)[1] ** power * x for path, x in flat.items()}
-    return _probed(scaled(grads, 1), scaled(products, 2))
+    return scaled(grads, 1), scaled(products, 2)
 
 
-def _probed(grads: Flat, products: Flat) -> Probed:
+def _probed(grads: Flat, products: Flat, hidden_sums: Array) -> Probed:
     geometry = {path: _geometry(x, path.startswith("layers/")) for path, x in products.items()}
-    return Probed(unflatten_dict(grads, sep="/"), geometry)
+    return Probed(unflatten_dict(grads, sep="/"), geometry, hidden_sums)
 
 
 def _geometry(products: Array, layers: bool) -> GradientGeometry:

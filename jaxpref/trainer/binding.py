@@ -85,7 +85,14 @@ def bind(config: Config) -> Objective:
         batchwise=any(term.entry.batchwise for term in terms),
         prompt_nll=config.prompt_nll + sum(term.weight * term.prompt_nll for term in terms),
         mismatched=any(term.estimates_kl for term in terms),
+        of_sums=not _looks_at_tokens(config, terms),
     )
+
+
+def _looks_at_tokens(config: Config, terms: Sequence[Term]) -> bool:
+    """Whether tokens of one response may weigh differently in the gradient."""
+    by_token = any("tokens" in term.entry.needs or term.prompt_nll for term in terms)
+    return by_token or config.ld_alpha is not None or config.prompt_nll != 0
 
 
 def check_weights(config: Config, weights: np.ndarray) -> None:

@@ -17,7 +17,7 @@ EXAMPLE_PAIRS = Path(files.__file__).parent / "examples" / "politeness_pairs.jso
 POSITIVE = ("batch_size", "micro_batch_size", "steps", "limit", "keep_last", "lora_rank", "lora_alpha")
 NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "momentum", "eval_every", "save_every",
-    "seed", "prompt_nll",
+    "probe_every", "seed", "prompt_nll",
 )  # fmt: skip
 FRACTIONS = ("ld_alpha", "warmup_ratio")
 DECAYS = ("adam_beta1", "adam_beta2", "rmsprop_decay")  # at 1 the corrected moments are 0 / 0
@@ -116,9 +116,11 @@ class Config:
     """Scale by alpha / sqrt(rank) instead."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; the weights that are trained are float32 always."""
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Literal["none", "full", "dots"] = "dots"
     """What the backward pass computes anew: nothing, every layer, or all but matrix products."""
 
+    probe_every: int = 0
+    """Steps between probes of how each pair's two gradients lie to each other; 1 is always, 0 never."""
     eval_every: int = 0
     """Steps between evaluations; 0 is before and after only."""
     save_every: int = 100

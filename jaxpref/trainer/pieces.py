@@ -1,24 +1,84 @@
-"""A step's pairs as batches of few shapes: sorted by length, cut, padded, filled with rows of weight 0."""
+"""A step's pairs in pieces of few shapes: sorted by length, cut, packed, filled with pairs of weight 0."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxpref.data import order, packing, shapes
 from jaxpref.data.pair_set import PairSet, Which
-from jaxpref.data.tokenization import bucket_length
-from jaxpref.pairs import PairLogps, TokenPairs, TokenRows
-from jaxpref.trainer.objective import Batch
+from jaxpref.data.shapes import Shape
+from jaxpref.pairs import PackedRows, PairLogps
+from jaxpref.trainer.objective import Batch, Pairs
+
+# (prompts, responses, groups=, prompts_too=) -> rows
+Pack = Callable[..., PackedRows]
 
 
-def cut(pair_set: PairSet, indices: np.ndarray, size: int, reference: np.ndarray | None) -> list[Batch]:
-    """The pairs of one step in pieces of `size`; `reference` is [all pairs, 2] in nats."""
-    return [_piece(pair_set, part, size, reference) for part in spans(in_order(pair_set, indices), size)]
+def shared(few: Sequence[Shape] = ()) -> Pack:
+    """Both responses share their prompt's computation, in rows of one of these shapes if one holds them."""
+
+    def pack(prompts: Sequence[np.ndarray], responses: Sequence[Any], **more: Any) -> PackedRows:
+        lengths = [
+            len(prompt) + sum(map(len, tails)) for prompt, tails in zip(prompts, responses, strict=True)
+        ]
+        return packing.shared(prompts, responses, shapes.choose_shape(lengths, few), **more)
+
+    return pack
 
 
-def in_order(pair_set: PairSet, indices: np.ndarray) -> np.ndarray:
-    """The order in which `cut` takes them: short pairs first, so that little is padding."""
-    return indices[np.argsort(pair_set.lengths[indices].max(-1), kind="stable")]
+separate: Pack = packing.separate
+
+
+def few_shapes(pair_set: PairSet, parts: Iterable[np.ndarray]) -> tuple[Shape, ...]:
+    """Shapes for pieces that hold these pairs: each is a program to compile."""
+    lengths = _tokens(pair_set)
+    return shapes.choose_shapes([lengths[part].tolist() for part in parts])
+
+
+def epoch(pair_set: PairSet, batch_size: int, size: int, *, seed: int, shuffle: bool) -> Iterator[np.ndarray]:
+    """The pairs of each piece of the first epoch."""
+    for step in range(order.steps_per_epoch(len(pair_set), batch_size)):
+        indices = order.batch_indices(len(pair_set), batch_size, seed=seed, step=step, shuffle=shuffle)
+        yield from dealt(pair_set, indices, size)
+
+
+def dealt(pair_set: PairSet, indices: np.ndarray, size: int) -> list[np.ndarray]:
+    """A step's pairs in parts of at most `size` and of about as many tokens."""
+    lengths = _tokens(pair_set)[indices]
+    return [indices[pile] for pile in shapes.deal(lengths.tolist(), size)]
+
+
+def by_length(pair_set: PairSet, indices: np.ndarray, size: int) -> list[np.ndarray]:
+    """The same for rows of a response each: short ones together, so that little is padding."""
+    return list(spans(indices[np.argsort(pair_set.lengths[indices].max(-1), kind="stable")], size))
+
+
+def _tokens(pair_set: PairSet) -> np.ndarray:
+    """Of each pair, its prompt counted once."""
+    return pair_set.lengths.sum(-1) - pair_set.starts
+
+
+def cut(
+    pair_set: PairSet,
+    parts: Iterable[np.ndarray],
+    size: int,
+    reference: np.ndarray | None,
+    *,
+    pack: Pack,
+    prompts: bool = False,
+) -> list[Batch]:
+    """The pieces of one step.
+
+    Args:
+      pair_set: all pairs.
+      parts: those of each piece.
+      size: pairs of a piece; smaller parts are filled with pairs of weight 0.
+      reference: log-probabilities of both responses, [all pairs, 2], nats.
+      pack: how prompts and responses become rows.
+      prompts: the policy is to say how likely prompts are, too.
+    """
+    return [_piece(pair_set, part, size, reference, pack, prompts) for part in parts]
 
 
 def spans(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -26,28 +86,25 @@ def spans(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
     yield from (indices[first : first + size] for first in range(0, len(indices), size))
 
 
-def _piece(pair_set: PairSet, part: np.ndarray, size: int, reference: np.ndarray | None) -> Batch:
+def _piece(pair_set: PairSet, part: np.ndarray, size: int, reference, pack: Pack, prompts: bool) -> Batch:
     filled = np.concatenate([part, np.repeat(part[:1], size - len(part))])
-    length = bucket_length(int(pair_set.lengths[part].max()))
-    pairs = pair_set.batch(filled, length)
-    if reference is not None:
-        pairs = pairs._replace(reference=PairLogps(*reference[filled].T))
     weights = np.where(np.arange(size) < len(part), pair_set.weights[filled], 0.0)
-    return _batch(pairs, weights, pair_set.lengths[filled])._replace(columns=pair_set.columns[filled])
+    rows = pack(*pair_set.groups(part), groups=size, prompts_too=prompts)
+    batch = _batch(rows, weights, pair_set.lengths[filled])
+    stored = None if reference is None else PairLogps(*reference[filled].T)
+    return batch._replace(pairs=batch.pairs._replace(reference=stored, columns=pair_set.columns[filled]))
 
 
-def _batch(pairs: TokenPairs, weights: np.ndarray, row_lengths: np.ndarray) -> Batch:
+def _batch(rows: PackedRows, weights: np.ndarray, row_lengths: np.ndarray) -> Batch:
     """On the host: the compiled programs take the arrays to the device."""
-    host: Any = (weights.astype(np.float32), np.asarray(row_lengths, np.int32))
-    return Batch(pairs, *host)
+    _, chosen, rejected = np.moveaxis(np.asarray(rows.slots) >= 0, 1, 0)
+    host: Any = (chosen, rejected, weights.astype(np.float32), row_lengths.astype(np.int32))
+    return Batch(rows, Pairs(*host))
 
 
-def ids(pair_set: PairSet, indices: np.ndarray) -> list[str]:
-    """Names of a step's pairs, in the order of its pieces."""
-    return [pair_set.ids[i] for i in in_order(pair_set, indices).tolist()]
-
-
-def mismatched(pair_set: PairSet, indices: np.ndarray, size: int, max_length: int) -> list[Batch]:
+def mismatched(
+    pair_set: PairSet, indices: np.ndarray, size: int, max_length: int, *, pack: Pack
+) -> list[Batch]:
     """Each prompt of a step with the response of the row before: samples for KTO's estimate of the KL.
 
     Rows are the chosen ones, then the rejected ones, and responses move on by one row, as in TRL: prompt 1
@@ -55,38 +112,29 @@ def mismatched(pair_set: PairSet, indices: np.ndarray, size: int, max_length: in
     """
     names: tuple[Which, Which] = ("chosen", "rejected")
     sides = [(i, side) for side in names for i in indices.tolist()]
-    rows = [_response(pair_set, *sides[n - 1]) for n in range(len(sides))]
-    made = [_row(pair_set, i, tail, max_length) for (i, _), tail in zip(sides, rows, strict=True)]
-    halves = made[: len(indices)], made[len(indices) :]
-    weights = pair_set.weights[indices]
-    return [
-        _batch_of([half[a : a + size] for half in halves], weights[a : a + size], size)
-        for a in range(0, len(indices), size)
+    moved = [_response(pair_set, *sides[n - 1]) for n in range(len(sides))]
+    prompts = pair_set.groups(indices)[0]
+    responses = [
+        [moved[n][: max_length - len(prompt)], moved[n + len(prompts)][: max_length - len(prompt)]]
+        for n, prompt in enumerate(prompts)
     ]
+    weights = pair_set.weights[indices]
+    parts = [slice(first, first + size) for first in range(0, len(prompts), size)]
+    return [_mismatched(prompts[part], responses[part], weights[part], size, pack) for part in parts]
+
+
+def _mismatched(
+    prompts: Sequence[np.ndarray],
+    responses: Sequence[list[np.ndarray]],
+    weights: np.ndarray,
+    size: int,
+    pack: Pack,
+) -> Batch:
+    lengths = np.array([[len(p) + len(y) for y in pair] for p, pair in zip(prompts, responses, strict=True)])
+    fill = size - len(prompts)
+    lengths = np.concatenate([lengths, np.repeat(lengths[:1], fill, axis=0)])
+    return _batch(pack(prompts, responses, groups=size), np.pad(weights, (0, fill)), lengths)
 
 
 def _response(pair_set: PairSet, index: int, side: Which) -> np.ndarray:
     return pair_set.row(index, side)[pair_set.starts[index] :]
-
-
-def _row(pair_set: PairSet, index: int, response: np.ndarray, max_length: int) -> tuple[np.ndarray, int]:
-    start = int(pair_set.starts[index])
-    tokens = np.concatenate([pair_set.row(index, "chosen")[:start], response])[:max_length]
-    return tokens, start
-
-
-def _batch_of(halves: Sequence[Sequence[tuple[np.ndarray, int]]], weights: np.ndarray, size: int) -> Batch:
-    length = bucket_length(max(len(tokens) for half in halves for tokens, _ in half))
-    filled = [[*half, *([half[0]] * (size - len(half)))] for half in halves]
-    lengths = np.array([[len(tokens) for tokens, _ in half] for half in filled]).T
-    chosen, rejected = (_rows(half, length) for half in filled)
-    return _batch(TokenPairs(chosen, rejected), np.pad(weights, (0, size - len(weights))), lengths)
-
-
-def _rows(rows: Sequence[tuple[np.ndarray, int]], length: int) -> TokenRows:
-    tokens: Any = np.zeros((len(rows), length), np.int32)
-    mask: Any = np.zeros((len(rows), length), bool)
-    for i, (ids_of_row, start) in enumerate(rows):
-        tokens[i, : len(ids_of_row)] = ids_of_row
-        mask[i, start : len(ids_of_row)] = True
-    return TokenRows(tokens, mask)

@@ -6,10 +6,9 @@ import math
 from pathlib import Path
 
 import jax
-from jax import Array
 from jaxtyping import PyTree
 
-from jaxpref import cache, fetch, logps, results
+from jaxpref import cache, fetch, results
 from jaxpref.data import order, pair_set
 from jaxpref.data.pair_set import PairSet
 from jaxpref.policies import checkpoints, lora, transformer
@@ -132,11 +131,5 @@ def lora_config(config: Config, params: PyTree) -> lora.LoraConfig:
 
 
 def forward_of(model_config: TransformerConfig) -> Forward:
-    """`forward(params, tokens)`: statistics of every token."""
-
-    def forward(params: PyTree, tokens: Array) -> logps.TokenStatistics:
-        states = transformer.hidden(params, tokens, config=model_config)
-        head = functools.partial(transformer.head, params, config=model_config)
-        return logps.token_statistics(states, tokens, head)
-
-    return forward
+    """`forward(params, rows)`: statistics of the tokens that the rows ask for."""
+    return functools.partial(transformer.statistics, config=model_config)

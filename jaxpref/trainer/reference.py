@@ -68,10 +68,11 @@ def _unfinished(path: Path, num_pairs: int) -> np.memmap:
 
 
 def _fill(table: np.memmap, pair_set: PairSet, score: Score, size: int, progress) -> None:
-    order = np.argsort(pair_set.lengths.max(-1), kind="stable")
-    for part in pieces.spans(order, size):
+    parts = pieces.by_length(pair_set, np.arange(len(pair_set)), size)
+    pack = pieces.shared(pieces.few_shapes(pair_set, parts))
+    for part in parts:
         if not (table[part] < 0).all():  # nan, or the zeros of a file that lost its end with the power
-            (batch,) = pieces.cut(pair_set, part, size, None)
+            (batch,) = pieces.cut(pair_set, [part], size, None, pack=pack)
             found = np.stack([np.asarray(side)[: len(part)] for side in score(batch)], axis=-1)
             _check_finite(found, part, pair_set)
             table[part] = found

@@ -17,7 +17,7 @@ from jaxpref.data import order
 from jaxpref.data.pair_set import PairSet
 from jaxpref.provenance import provenance
 from jaxpref.results import RunWriter
-from jaxpref.trainer import export, objective, pieces, setup, sinks, steps
+from jaxpref.trainer import export, objective, pieces, probing, setup, sinks, steps
 from jaxpref.trainer.objective import Batch, Sums
 from jaxpref.trainer.prepare import Prepared
 from jaxpref.trainer.setup import Setup
@@ -49,6 +49,7 @@ class Loop:
     sinks: Sequence[sinks.Sink]
     state: train.TrainState
     num_tokens: int
+    folder: Path  # of the run, while it is under way
 
     @property
     def prepared(self) -> Prepared:
@@ -92,7 +93,7 @@ def _run(prepared: Prepared, watch: Watch) -> None:
     made = setup.set_up(prepared, _telling_or_stopping(watch))
     state, notes = setup.initial_state(made, saved)
     others = sinks.of(config, prepared.run, folder)
-    loop = Loop(made, saved, writer, watch, others, state, notes["num_tokens"])
+    loop = Loop(made, saved, writer, watch, others, state, notes["num_tokens"], folder)
     train_to_end(loop)
     export.write(prepared, loop.state.params, folder)
     writer.note(**_notes(made))
@@ -164,16 +165,21 @@ def train_step(loop: Loop, step: int) -> None:
     indices = order.batch_indices(
         len(pair_set), config.batch_size, seed=config.seed, step=step, shuffle=config.shuffle
     )
-    batches = setup.batches_of(made, pair_set, "train", indices)
+    probed = _every(step, config.probe_every)
+    parts = setup.parts_of(made, pair_set, indices, probed=probed)
+    batches = setup.batches_of(made, pair_set, "train", parts, probed=probed)
     totals = steps.step_totals(batches, setup.mismatch_kl(made, pair_set, indices, loop.state.params))
     at_reference = _at_reference(loop, step)
     found = steps.step_gradients(
-        made.programs, loop.prepared.objective, loop.state.params, made.frozen, batches, totals, at_reference
-    )
+        made.programs, loop.prepared.objective, loop.state.params, made.frozen, batches, totals, at_reference,
+        probed,
+    )  # fmt: skip
     loop.state, norm = made.programs.update(loop.state, found.grads)
-    _check_finite(loop, step, indices, batches, found.losses, float(norm))
+    _check_finite(loop, step, parts, batches, found.losses, float(norm))
     if at_reference and objective.GAP in found.sums:
         setup.check_gap(found.sums, config.dtype)
+    if probed:
+        probing.write(loop.folder, step, probing.table(pair_set, parts, found.probes))
     tokens = int(pair_set.lengths[indices].sum())
     loop.num_tokens += tokens
     metrics = _means(found.sums) | {
@@ -207,7 +213,7 @@ def evaluate(loop: Loop, step: int) -> float:
 
 def _measured(loop: Loop, pair_set: PairSet, indices: np.ndarray, at_reference: bool) -> Sums:
     made, params = loop.setup, loop.state.params
-    batches = setup.batches_of(made, pair_set, "eval", indices)
+    batches = setup.batches_of(made, pair_set, "eval", setup.parts_of(made, pair_set, indices))
     totals = steps.step_totals(batches, setup.mismatch_kl(made, pair_set, indices, params))
     return steps.measure_step(
         made.programs, loop.prepared.objective, params, made.frozen, batches, totals, at_reference
@@ -220,12 +226,18 @@ def _means(sums: Sums) -> dict[str, float]:
 
 
 def _check_finite(
-    loop: Loop, step: int, indices: np.ndarray, batches: Sequence[Batch], losses: Sequence[Any], norm: float
+    loop: Loop,
+    step: int,
+    parts: Sequence[np.ndarray],
+    batches: Sequence[Batch],
+    losses: Sequence[Any],
+    norm: float,
 ) -> None:
     """Names the pairs whose loss is no number; where only the gradient is none, the pairs of the step."""
-    real = np.concatenate([batch.weights for batch in batches]) > 0
+    real = np.concatenate([batch.pairs.weights for batch in batches]) > 0
     values = np.concatenate([np.asarray(part) for part in losses])[real]
-    names = np.array(pieces.ids(loop.prepared.train, indices))[_weighted(loop, indices)]
+    pair_set, indices = loop.prepared.train, np.concatenate(parts)
+    names = np.array([pair_set.ids[i] for i in indices[pair_set.weights[indices] > 0].tolist()])
     bad = names[~np.isfinite(values)]
     if not len(bad) and np.isfinite(norm):
         return
@@ -234,12 +246,6 @@ def _check_finite(
     raise FloatingPointError(
         f"step {step}: the {what} of the pairs {listed} is not finite; {_last_checkpoint(loop)}"
     )
-
-
-def _weighted(loop: Loop, indices: np.ndarray) -> np.ndarray:
-    """True on those of a step's pairs, in the order of its pieces, that have a weight above 0."""
-    pair_set = loop.prepared.train
-    return pair_set.weights[pieces.in_order(pair_set, indices)] > 0
 
 
 def _last_checkpoint(loop: Loop) -> str:

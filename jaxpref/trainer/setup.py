@@ -11,9 +11,11 @@ from jaxtyping import PyTree
 
 from jaxpref import cache, train
 from jaxpref.data.pair_set import PairSet
+from jaxpref.data.shapes import Shape
 from jaxpref.pairs import PairLogps
 from jaxpref.policies import lora
-from jaxpref.trainer import objective, optimizers, pieces, reference, steps
+from jaxpref.probes import backward
+from jaxpref.trainer import objective, optimizers, pieces, probing, reference, steps
 from jaxpref.trainer.objective import Batch, Sums
 from jaxpref.trainer.prepare import Prepared, forward_of, lora_config
 from jaxpref.trainer.snapshots import SnapshotError, Snapshots
@@ -35,6 +37,7 @@ class Setup:
     trained: PyTree  # before the first step
     frozen: PyTree
     size: int  # pairs of a forward and backward pass
+    shapes: dict[str, tuple[Shape, ...]]  # of the rows of "train" and "eval"
     references: dict[str, np.ndarray | None]  # of "train" and "eval": [pairs, 2], nats
     reference_keys: dict[str, str]
     score_reference: Score | None  # kept where a loss asks for the reference of other rows at each step
@@ -46,7 +49,9 @@ def set_up(prepared: Prepared, tell: Tell) -> Setup:
     rate = optimizers.schedule(config, prepared.steps)
     optimizer = optimizers.make_optimizer(config, rate)
     forward = forward_of(prepared.model.config)
-    programs = steps.make_programs(forward, combine(prepared), prepared.objective, optimizer)
+    programs = steps.make_programs(
+        forward, combine(prepared), prepared.objective, optimizer, probe_of(prepared)
+    )
     trained, frozen = prepared.model.params, {}
     if prepared.adapters is not None:
         trained, frozen = prepared.adapters, prepared.model.params
@@ -56,9 +61,20 @@ def set_up(prepared: Prepared, tell: Tell) -> Setup:
     references, keys = _references(prepared, score, size, tell)
     return Setup(
         prepared=prepared, programs=programs, optimizer=optimizer, rate=rate, trained=trained, frozen=frozen,
-        size=size, references=references, reference_keys=keys,
+        size=size, shapes=_shapes(prepared, size), references=references, reference_keys=keys,
         score_reference=score if prepared.objective.mismatched else None,
     )  # fmt: skip
+
+
+def _shapes(prepared: Prepared, size: int) -> dict[str, tuple[Shape, ...]]:
+    config, held_out = prepared.config, prepared.evaluation
+    train = pieces.epoch(prepared.train, config.batch_size, size, seed=config.seed, shuffle=config.shuffle)
+    found = {"train": pieces.few_shapes(prepared.train, train)}
+    if held_out is not None:
+        steps = pieces.spans(np.arange(len(held_out)), config.batch_size)
+        parts = (part for step in steps for part in pieces.dealt(held_out, step, size))
+        found["eval"] = pieces.few_shapes(held_out, parts)
+    return found
 
 
 def combine(prepared: Prepared) -> steps.Combine:
@@ -69,15 +85,28 @@ def combine(prepared: Prepared) -> steps.Combine:
     return lambda trained, frozen: lora.attach(frozen, trained, settings)
 
 
+def probe_of(prepared: Prepared) -> probing.Probe:
+    """The gradient of a loss of separate rows, with what its backward pass tells of every pair."""
+    config = prepared.model.config
+    if prepared.adapters is None:
+        return lambda trained, frozen, rows, asked, slopes_of: backward.probed_gradients(
+            trained, rows, slopes_of, config=config, asked=asked
+        )
+    settings = lora_config(prepared.config, prepared.model.params)
+    return lambda trained, frozen, rows, asked, slopes_of: backward.probed_gradients(
+        frozen, rows, slopes_of, config=config, adapters=trained, lora=settings, asked=asked
+    )
+
+
 def reference_score(prepared: Prepared, programs: steps.Programs, trained: PyTree, frozen: PyTree) -> Score:
     """A batch to the reference's log-probabilities."""
     if prepared.objective.mismatched:  # needed to the end, and the first update overwrites the parameters
         trained = jax.tree.map(lambda x: x.copy(), trained)
     if prepared.reference is None:
-        return lambda batch: programs.logps(programs.outputs(trained, frozen, batch), batch)
+        return lambda batch: programs.logps(programs.outputs(trained, frozen, batch), batch.pairs)
     other, forward = prepared.reference.params, forward_of(prepared.reference.config)
-    outputs = jax.jit(lambda params, batch: objective.outputs(forward, params, batch.pairs))
-    return lambda batch: programs.logps(outputs(other, batch), batch)
+    outputs = jax.jit(lambda params, batch: objective.outputs(forward, params, batch.rows))
+    return lambda batch: programs.logps(outputs(other, batch), batch.pairs)
 
 
 def _references(prepared: Prepared, score: Score, size: int, tell: Tell):
@@ -134,14 +163,15 @@ def mismatch_kl(setup: Setup, pair_set: PairSet, indices: np.ndarray, params: Py
     """KTO's estimate of KL(policy, reference), nats: the mean log-ratio of responses behind other prompts."""
     if setup.score_reference is None:
         return 0.0
-    batches = pieces.mismatched(pair_set, indices, setup.size, setup.prepared.config.max_length)
+    pack = pieces.shared(setup.shapes["train"])
+    batches = pieces.mismatched(pair_set, indices, setup.size, setup.prepared.config.max_length, pack=pack)
     programs, score = setup.programs, setup.score_reference
     total = np.zeros(2)
     for batch in batches:
-        policy = programs.logps(programs.outputs(params, setup.frozen, batch), batch)
+        policy = programs.logps(programs.outputs(params, setup.frozen, batch), batch.pairs)
         ratio = jax.tree.map(lambda p, r: np.asarray(p - r, np.float64), policy, score(batch))
-        total += [float(np.sum(side * batch.weights)) for side in ratio]
-    weight = 2 * sum(float(batch.weights.sum()) for batch in batches)
+        total += [float(np.sum(side * batch.pairs.weights)) for side in ratio]
+    weight = 2 * sum(float(batch.pairs.weights.sum()) for batch in batches)
     return float(total.sum() / weight) if weight else 0.0  # a step of pairs of weight 0 has no estimate
 
 
@@ -155,6 +185,16 @@ def check_gap(sums: Sums, dtype: str) -> None:
         )
 
 
-def batches_of(setup: Setup, pair_set: PairSet, name: str, indices: np.ndarray) -> Sequence[Batch]:
-    """The pieces of one step."""
-    return pieces.cut(pair_set, indices, setup.size, setup.references[name])
+def parts_of(setup: Setup, pair_set: PairSet, indices: np.ndarray, *, probed: bool = False):
+    """Which of a step's pairs stand in each of its pieces."""
+    part = pieces.by_length if probed else pieces.dealt
+    return part(pair_set, indices, setup.size)
+
+
+def batches_of(
+    setup: Setup, pair_set: PairSet, name: str, parts: Sequence[np.ndarray], *, probed: bool = False
+) -> Sequence[Batch]:
+    """The pieces of one step; probes look at each response's row, which has its own copy of the prompt."""
+    pack = pieces.separate if probed else pieces.shared(setup.shapes[name])
+    prompts = setup.prepared.objective.prompt_nll != 0
+    return pieces.cut(pair_set, parts, setup.size, setup.references[name], pack=pack, prompts=prompts)

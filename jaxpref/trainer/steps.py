@@ -19,10 +19,10 @@ from jaxtyping import PyTree
 from jaxpref import train
 from jaxpref.pairs import PairLogps
 from jaxpref.trainer import objective as objectives
-from jaxpref.trainer import optimizers
-from jaxpref.trainer.objective import Batch, Forward, Objective, Outputs, Sums, Totals
+from jaxpref.trainer import optimizers, probing
+from jaxpref.trainer.objective import Batch, Forward, Objective, Outputs, Pairs, PairTable, Sums, Totals
+from jaxpref.trainer.probing import Probes
 
-PairTable = tuple[Array, Array]  # [pairs, length] of the chosen rows, and of the rejected ones
 Combine = Callable[[PyTree, PyTree], PyTree]  # (trained, frozen) -> the policy's parameters
 
 
@@ -32,6 +32,7 @@ class Gradients(NamedTuple):
     grads: PyTree
     sums: Sums
     losses: Sequence[Array]  # of each pair, a piece after another, filling rows included
+    probes: Sequence[Probes] = ()  # of each piece, where the step is probed
 
 
 class Programs(NamedTuple):
@@ -41,58 +42,82 @@ class Programs(NamedTuple):
     outputs: Callable[..., Outputs]
     measure: Callable[..., Sums]
     slopes: Callable[..., tuple[PairTable, Sums, Array]]
-    pull_back: Callable[..., PyTree]
+    pull_back: Callable[..., tuple[PyTree]]
+    probed: Callable[..., tuple[PyTree, Sums, Array, Probes]]
+    probed_back: Callable[..., tuple[PyTree, Probes]]
+    probe_sums: Callable[[Probes, Array], Sums]
     add: Callable[[PyTree, PyTree], PyTree]
     update: Callable[..., tuple[train.TrainState, Array]]
     logps: Callable[..., PairLogps]
 
 
 def make_programs(
-    forward: Forward, combine: Combine, objective: Objective, optimizer: optax.GradientTransformation
+    forward: Forward,
+    combine: Combine,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    probe: probing.Probe | None = None,
 ) -> Programs:
-    """`forward(params, tokens)` is the policy; `combine` joins what is trained with what is frozen."""
-    policy = lambda trained, frozen, pairs: objectives.outputs(forward, combine(trained, frozen), pairs)
+    """`forward(params, rows)` is the policy; `combine` joins what is trained with what is frozen."""
+    policy = lambda trained, frozen, rows: objectives.outputs(forward, combine(trained, frozen), rows)
 
-    def measured(out: Outputs, batch: Batch, totals: Totals, at_reference: Array):
-        gap = objectives.gap_sum(objective, jax.lax.stop_gradient(out), batch)
-        batch = objectives.own_reference(objective, out, batch, at_reference)
-        loss, values = objectives.loss_sum(objective, out, batch, totals)
-        fixed = jax.lax.stop_gradient((out, batch, values))
+    def measured(out: Outputs, pairs: Pairs, totals: Totals, at_reference: Array):
+        gap = objectives.gap_sum(objective, jax.lax.stop_gradient(out), pairs)
+        pairs = objectives.own_reference(objective, out, pairs, at_reference)
+        loss, values = objectives.loss_sum(objective, out, pairs, totals)
+        fixed = jax.lax.stop_gradient((out, pairs, values))
         return loss, (objectives.metric_sums(objective, *fixed) | gap, values)
 
     def gradients(trained: PyTree, frozen: PyTree, batch: Batch, totals: Totals, at_reference: Array):
-        loss = lambda trained: measured(policy(trained, frozen, batch.pairs), batch, totals, at_reference)
+        loss = lambda trained: measured(
+            policy(trained, frozen, batch.rows), batch.pairs, totals, at_reference
+        )
         (_, (sums, values)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         return grads, sums, values
 
-    def slopes(out: Outputs, batch: Batch, totals: Totals, at_reference: Array):
+    def slopes(out: Outputs, pairs: Pairs, totals: Totals, at_reference: Array):
         def loss(table: PairTable):
-            return measured(_with_logps(out, table), batch, totals, at_reference)
+            return measured(_with_logps(out, table), pairs, totals, at_reference)
 
         (_, (sums, values)), slope = jax.value_and_grad(loss, has_aux=True)(_logps(out))
         return slope, sums, values
 
-    def pull_back(trained: PyTree, frozen: PyTree, batch: Batch, slope: PairTable) -> PyTree:
-        return jax.vjp(lambda trained: _logps(policy(trained, frozen, batch.pairs)), trained)[1](slope)[0]
+    def pull_back(trained: PyTree, frozen: PyTree, batch: Batch, slope: PairTable) -> tuple[PyTree]:
+        return jax.vjp(lambda trained: _logps(policy(trained, frozen, batch.rows)), trained)[1](slope)
+
+    def probed(trained: PyTree, frozen: PyTree, batch: Batch, totals: Totals, at_reference: Array):
+        def slopes_of(out: Outputs):
+            slope, sums, values = slopes(out, batch.pairs, totals, at_reference)
+            return slope, (sums, values)
+
+        grads, probes, (sums, values) = probing.probed(probe, objective, trained, frozen, batch, slopes_of)
+        return grads, sums, values, probes
+
+    def probed_back(trained: PyTree, frozen: PyTree, batch: Batch, slope: PairTable):
+        grads, probes, _ = probing.probed(probe, objective, trained, frozen, batch, lambda out: (slope, ()))
+        return grads, probes
 
     def update(state: train.TrainState, grads: PyTree) -> tuple[train.TrainState, Array]:
         return optimizers.apply_gradients(state, grads, optimizer), optax.tree.norm(grads)
 
     return Programs(
         gradients=jax.jit(gradients),
-        outputs=jax.jit(lambda trained, frozen, batch: policy(trained, frozen, batch.pairs)),
+        outputs=jax.jit(lambda trained, frozen, batch: policy(trained, frozen, batch.rows)),
         measure=jax.jit(lambda *args: measured(*args)[1][0]),
         slopes=jax.jit(slopes),
         pull_back=jax.jit(pull_back),
+        probed=jax.jit(probed),
+        probed_back=jax.jit(probed_back),
+        probe_sums=jax.jit(probing.metric_sums),
         add=jax.jit(optax.tree.add, donate_argnums=0),
         update=jax.jit(update, donate_argnums=0),
-        logps=jax.jit(lambda out, batch: response_logps(objective, out, batch)),
+        logps=jax.jit(lambda out, pairs: response_logps(objective, out, pairs)),
     )
 
 
-def response_logps(objective: Objective, out: Outputs, batch: Batch) -> PairLogps:
+def response_logps(objective: Objective, out: Outputs, pairs: Pairs) -> PairLogps:
     """What a reference pass stores."""
-    return objective.response_logps(objectives.response_tokens(out, batch.pairs))
+    return objective.response_logps(objectives.response_tokens(out, pairs))
 
 
 def step_gradients(
@@ -103,52 +128,66 @@ def step_gradients(
     pieces: Sequence[Batch],
     totals: Totals,
     at_reference: bool,
+    probed: bool = False,
 ) -> Gradients:
-    """Gradients and metric sums of a step whose pairs come in `pieces`."""
-    whole = objective.batchwise and (len(pieces) > 1 or bool(np.any(pieces[0].weights == 0)))
+    """Gradients and metric sums of a step whose pairs come in `pieces`, in separate rows if it is probed."""
+    whole = objective.batchwise and (len(pieces) > 1 or bool(np.any(pieces[0].pairs.weights == 0)))
     run = _two_passes if whole else _one_pass
-    return run(programs, trained, frozen, pieces, totals, jnp.asarray(at_reference))
+    found = run(programs, trained, frozen, pieces, totals, jnp.asarray(at_reference), probed)
+    sums = [
+        programs.probe_sums(probes, piece.pairs.weights)
+        for probes, piece in zip(found.probes, pieces if probed else (), strict=True)
+    ]
+    return found._replace(sums=found.sums | (_added(sums) if probed else {}))
 
 
-def _one_pass(programs: Programs, trained, frozen, pieces, totals, at_reference) -> Gradients:
-    first, *rest = pieces
-    grads, sums, values = programs.gradients(trained, frozen, first, totals, at_reference)
-    losses = [values]
-    for piece in rest:
-        more, piece_sums, values = programs.gradients(trained, frozen, piece, totals, at_reference)
+def _added(sums: Sequence[Sums]) -> Sums:
+    return jax.tree.map(lambda *parts: sum(parts), *sums)
+
+
+def _one_pass(programs: Programs, trained, frozen, pieces, totals, at_reference, probed: bool) -> Gradients:
+    program = programs.probed if probed else programs.gradients
+    grads, sums, *kept = program(trained, frozen, pieces[0], totals, at_reference)
+    found = [kept]
+    for piece in pieces[1:]:
+        more, piece_sums, *kept = program(trained, frozen, piece, totals, at_reference)
         grads, sums = programs.add(grads, more), jax.tree.map(jnp.add, sums, piece_sums)
-        losses.append(values)
-    return Gradients(grads, sums, losses)
+        found.append(kept)
+    return Gradients(grads, sums, *zip(*found, strict=True))
 
 
-def _two_passes(programs: Programs, trained, frozen, pieces, totals, at_reference) -> Gradients:
+def _two_passes(programs: Programs, trained, frozen, pieces, totals, at_reference, probed: bool) -> Gradients:
     outs = [programs.outputs(trained, frozen, piece) for piece in pieces]
-    kept, pick = _without_filling(pieces)
-    slope, sums, values = programs.slopes(pick(_join(outs)), pick(_join(pieces)), totals, at_reference)
-    back = lambda x: jnp.zeros((sum(len(p.weights) for p in pieces), *x.shape[1:]), x.dtype).at[kept].set(x)
-    grads = None
+    pairs = _join([piece.pairs for piece in pieces])
+    kept, pick = _without_filling(pairs)
+    slope, sums, values = programs.slopes(pick(_join(outs)), pick(pairs), totals, at_reference)
+    back = lambda x: jnp.zeros((len(pairs.weights), *x.shape[1:]), x.dtype).at[kept].set(x)
+    program = programs.probed_back if probed else programs.pull_back
+    grads, probes = None, []
     for piece, piece_slope in zip(pieces, _cut(jax.tree.map(back, slope), pieces), strict=True):
-        more = programs.pull_back(trained, frozen, piece, piece_slope)
+        more, *found = program(trained, frozen, piece, piece_slope)
         grads = more if grads is None else programs.add(grads, more)
-    return Gradients(grads, sums, [back(values)])
+        probes += found
+    return Gradients(grads, sums, [back(values)], probes)
 
 
-def _without_filling(pieces: Sequence[Batch]):
-    """Rows of weight above 0, which alone may enter a sort or a mean; and a function that picks them."""
-    kept = np.flatnonzero(np.concatenate([np.asarray(piece.weights) for piece in pieces]) > 0)
+def _without_filling(pairs: Pairs):
+    """Those of weight above 0, which alone may enter a sort or a mean; and a function that picks them."""
+    kept = np.flatnonzero(np.asarray(pairs.weights) > 0)
     return kept, functools.partial(jax.tree.map, lambda x: x[kept])
 
 
 def _logps(out: Outputs) -> PairTable:
-    return out.chosen.logps, out.rejected.logps
+    return out.chosen.logps, out.rejected.logps, out.prompt
 
 
 def _with_logps(out: Outputs, table: PairTable) -> Outputs:
-    return Outputs(*(side._replace(logps=logps) for side, logps in zip(out, table, strict=True)))
+    chosen, rejected, prompt = table
+    return Outputs(out.chosen._replace(logps=chosen), out.rejected._replace(logps=rejected), prompt)
 
 
 def _join(trees: Sequence[PyTree]) -> Any:
-    """Pieces one below the other, rows padded to the longest piece."""
+    """Pieces one below the other, tables padded to the widest piece."""
     return jax.tree.map(_join_leaves, *trees)
 
 
@@ -160,11 +199,11 @@ def _join_leaves(*leaves: Any) -> Array:
 
 
 def _cut(tree: PyTree, pieces: Sequence[Batch]) -> list[PyTree]:
-    """The inverse of `_join`, for rows by tokens."""
-    ends = np.cumsum([len(piece.weights) for piece in pieces])
-    spans = zip(ends - [len(piece.weights) for piece in pieces], ends, pieces, strict=True)
-    shapes = [(low, high, piece.pairs.chosen.tokens.shape[1]) for low, high, piece in spans]
-    return [jax.tree.map(lambda x, s=s: x[s[0] : s[1], : s[2]], tree) for s in shapes]
+    """The inverse of `_join`."""
+    sizes = [piece.pairs.chosen_mask.shape for piece in pieces]
+    firsts = np.cumsum([0, *(pairs for pairs, _ in sizes)])
+    spans = [(slice(a, a + pairs), slice(width)) for a, (pairs, width) in zip(firsts, sizes)]
+    return [jax.tree.map(lambda x, span=span: x[span[: x.ndim]], tree) for span in spans]
 
 
 def measure_step(
@@ -178,16 +217,18 @@ def measure_step(
 ) -> Sums:
     """Metric sums of a step without gradients."""
     outs, flag = [programs.outputs(trained, frozen, piece) for piece in pieces], jnp.asarray(at_reference)
+    pairs = [piece.pairs for piece in pieces]
     if objective.batchwise:
-        _, pick = _without_filling(pieces)
-        return programs.measure(pick(_join(outs)), pick(_join(pieces)), totals, flag)
-    sums = [programs.measure(out, piece, totals, flag) for out, piece in zip(outs, pieces, strict=True)]
-    return jax.tree.map(lambda *parts: sum(parts), *sums)
+        _, pick = _without_filling(joined := _join(pairs))
+        return programs.measure(pick(_join(outs)), pick(joined), totals, flag)
+    sums = [programs.measure(out, part, totals, flag) for out, part in zip(outs, pairs, strict=True)]
+    return _added(sums)
 
 
 def step_totals(pieces: Sequence[Batch], kl: float | Array = 0.0) -> Totals:
     """Sums over all pieces, on the host: known before any of them is computed."""
-    weight = sum(float(np.sum(piece.weights)) for piece in pieces)
-    tokens = sum(float(np.sum(piece.weights * (piece.row_lengths[:, 0] - 1))) for piece in pieces)
+    known = [piece.pairs for piece in pieces]
+    weight = sum(float(np.sum(pairs.weights)) for pairs in known)
+    tokens = sum(float(np.sum(pairs.weights * (pairs.row_lengths[:, 0] - 1))) for pairs in known)
     as_float = lambda x: jnp.asarray(x, jnp.float32)
     return Totals(as_float(weight or 1.0), as_float(tokens or 1.0), as_float(kl))  # weight 0: no gradient

@@ -21,8 +21,8 @@ def lengths_as_logps(counted):
     """A score whose result is known: minus the row lengths. `counted` gets the size of every batch."""
 
     def score(batch):
-        counted.append(int((batch.weights > 0).sum()))
-        return PairLogps(*(-batch.row_lengths.T.astype(np.float32)))
+        counted.append(int((batch.pairs.weights > 0).sum()))
+        return PairLogps(*(-batch.pairs.row_lengths.T.astype(np.float32)))
 
     return score
 
@@ -91,8 +91,8 @@ def test_a_number_that_is_not_finite_stops_the_pass_and_names_the_pair(pairs, tm
     heavy = list(pairs.ids).index("heavy")
 
     def broken(batch):
-        scores = -batch.row_lengths.astype(np.float32)
-        scores[(batch.row_lengths == pairs.lengths[heavy]).all(-1)] = np.nan
+        scores = -batch.pairs.row_lengths.astype(np.float32)
+        scores[(batch.pairs.row_lengths == pairs.lengths[heavy]).all(-1)] = np.nan
         return PairLogps(*scores.T)
 
     with pytest.raises(FloatingPointError, match="heavy"):
