@@ -205,11 +205,6 @@ def test_slopes_may_differ_from_token_to_token_and_reach_the_prompts(x64):
     check_gradients(found.grads, jax.tree.map(lambda x: x[None], grads), tolerance=1e-10, slopes=[1.0])
 
 
-def test_lanes_change_nothing(x64):
-    found, _ = probed(params(UNTIED), rows(), config=UNTIED, lanes=3)
-    check(found, explicit(params(UNTIED), UNTIED)[1], tolerance=1e-10)
-
-
 def twice(x):
     """Rows, or a number of each, of every pair two times."""
     return np.concatenate([half for half in np.split(np.asarray(x), 2) for _ in range(2)])
