@@ -187,11 +187,28 @@ def _at(states: Float[Array, "rows length dim"], positions: Int[Array, "rows"]) 
 
 def statistics(params: PyTree, rows: PackedRows, *, config: TransformerConfig) -> TokenStatistics:
     """What one look at the vocabulary tells of each token that has a source, [rows, length]; 0 elsewhere."""
+    return statistics_of(params, packed_hidden(params, rows, config=config), rows, config=config)
+
+
+def packed_hidden(
+    params: PyTree, rows: PackedRows, *, config: TransformerConfig
+) -> Float[Array, "rows length dim"]:
+    """`hidden` of packed rows."""
     layout = Layout(rows.positions, rows.groups, rows.branches)
-    states = sources_of(hidden(params, rows.tokens, config=config, layout=layout), rows)
+    return hidden(params, rows.tokens, config=config, layout=layout)
+
+
+def statistics_of(
+    params: PyTree,
+    states: Float[Array, "rows length dim"],
+    rows: PackedRows,
+    *,
+    config: TransformerConfig,
+) -> TokenStatistics:
+    """`statistics` by the states of `packed_hidden`, for who needs both."""
+    predicting = computing(sources_of(states, rows), config)
     matrix, asked = unembedding(params, config=config), rows.sources >= 0
-    states = computing(states, config)
-    return token_statistics(states, matrix, rows.tokens, asked, cap=config.logit_cap)
+    return token_statistics(predicting, matrix, rows.tokens, asked, cap=config.logit_cap)
 
 
 def sources_of(states: Float[Array, "rows length dim"], rows: PackedRows) -> Float[Array, "rows length dim"]:

@@ -10,9 +10,7 @@ from jaxtyping import PyTree
 from jaxpref.data import packing
 from jaxpref.data.pair_set import PairSet
 from jaxpref.pairs import PackedRows
-from jaxpref.policies import head, transformer
-from jaxpref.policies.layers import computing
-from jaxpref.policies.layout import Layout
+from jaxpref.policies import transformer
 from jaxpref.policies.transformer import TransformerConfig
 from jaxpref.probes import packed
 from jaxpref.results import Arrays
@@ -49,14 +47,9 @@ def _program(config: TransformerConfig) -> Any:
 
 def measure(params: PyTree, rows: PackedRows, *, config: TransformerConfig) -> dict[str, Array]:
     """Log-probabilities of tokens, [rows, length], nats, 0 outside responses; similarities of [groups]."""
-    layout = Layout(rows.positions, rows.groups, rows.branches)
-    hidden = transformer.hidden(params, rows.tokens, config=config, layout=layout)
+    hidden = transformer.packed_hidden(params, rows, config=config)
     similarity = packed.ches(hidden, rows)
-    states = computing(transformer.sources_of(hidden, rows), config)
-    statistics = head.token_statistics(
-        states, transformer.unembedding(params, config=config), rows.tokens, rows.sources >= 0,
-        cap=config.logit_cap,
-    )  # fmt: skip
+    statistics = transformer.statistics_of(params, hidden, rows, config=config)
     return {
         "logps": statistics.logps, "ches": similarity.ches, "ln_ches": similarity.ln_ches,
         "last_hidden_inner": packed.last_hidden_inner(hidden, rows),

@@ -34,8 +34,10 @@ def _program(config: TransformerConfig) -> Any:
 
 
 def measure(params: PyTree, rows: TokenRows, *, config: TransformerConfig) -> dict[str, Array]:
-    """Products of pairs whose chosen rows stand above their rejected ones; the training gradient is not asked
-    for, and is not computed."""
+    """Products of pairs whose chosen rows stand above their rejected ones, by table: [pairs, ..., 3].
+
+    The training gradient that comes with them is not returned, and so is not computed.
+    """
     nothing = lambda statistics: (jnp.zeros(rows.tokens.shape[0], statistics.logps.dtype), None)
     probed, _ = backward.probed_gradients(params, rows, nothing, config=config)
     table = lambda one: jnp.stack([getattr(one, name) for name in PRODUCTS], axis=-1)
