@@ -145,7 +145,7 @@ def token_gradient_products(
     """The inner product of one pair's gradients, token by token; the entries sum to `inner`.
 
     Each chosen token's gradient is met by all rejected tokens at once in one forward-mode pass, so that
-    one gradient is alive at a time.
+    one gradient is alive at a time. For any policy; a language model has `probes.tokens`, ten times as fast.
 
     Args:
       pair: a batch whose leading axis is 1.
