@@ -205,3 +205,13 @@ def test_a_tpu_compiler_takes_the_kernel(monkeypatch):
     with jax.set_mesh(mesh):
         program = lowered(config, layout, "tpu", sharding).compile().as_text()
     assert program.count('custom_call_target="tpu_custom_call"') == 3
+
+
+def test_memory_of_blocks_is_not_that_of_the_scores():
+    length = 1024
+    layout = jax.ShapeDtypeStruct((1, length), int)
+    shapes = [jax.ShapeDtypeStruct((1, length, heads, 8), np.float32) for heads in (4, 2, 2, 4)]
+    attend = lambda layout: lambda q, k, v: attention_blocks.attend(q, k, v, layout, length, Kind(0.4, None))
+    program = jax.jit(lambda layout, *x: pulled_back(attend(layout), *x))
+    memory = program.lower(Layout(layout, layout, layout), *shapes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * length**2 * 4 / 2  # one table of them, in float32
