@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,13 +24,12 @@ def cache_dir() -> Path:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; renamed to `path` on success, removed on any error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # readable as any file of the user's is
     try:
-        yield Path(name)
-        os.replace(name, path)
+        yield aside
+        os.replace(aside, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -54,9 +54,8 @@ def windows(number: int) -> Iterator[range]:
 def packed(pairs: PairSet, window: range, batch_tokens: int) -> list[PackedBatch]:
     """The window's pairs in rows of few lengths, those of a batch alike; the longest first."""
     lengths = tokens_of(pairs, window)
-    least = min(max(size for size in ROWS if size <= batch_tokens), bucket_length(int(lengths.sum())))
     by_length: dict[int, list[tuple[int, ...]]] = {}
-    for size, row in fill(lengths, least):
+    for size, row in fill(lengths, _least(lengths, batch_tokens)):
         by_length.setdefault(size, []).append(tuple(window[i] for i in row))
     return [batch for size, rows in by_length.items() for batch in _of_rows(size, rows, batch_tokens)]
 
@@ -65,6 +64,16 @@ def tokens_of(pairs: PairSet, window: range) -> np.ndarray:
     """Tokens of each pair, its prompt counted once."""
     part = slice(window.start, window.stop)
     return pairs.lengths[part].sum(1) - pairs.starts[part]
+
+
+def _least(lengths: np.ndarray, batch_tokens: int) -> int:
+    """Tokens of the shortest row; where one batch holds all pairs, what leaves the least padding."""
+    if lengths.sum() > batch_tokens:
+        return max(size for size in ROWS if size <= batch_tokens)
+    sizes = [bucket_length(int(lengths.max()))]
+    while sizes[-1] < lengths.sum():
+        sizes.append(bucket_length(sizes[-1] + 1))
+    return min(sizes, key=lambda size: size * _power(len(fill(lengths, size))))
 
 
 def fill(lengths: Sequence[int] | np.ndarray, least: int) -> list[tuple[int, list[int]]]:

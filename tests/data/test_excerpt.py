@@ -19,6 +19,7 @@ def test_lines_are_copied_as_they_stand_and_blank_ones_are_counted(tmp_path, com
     source.write_bytes(gzip.compress(whole) if not compressed else whole)
     excerpt.copy(source, target, np.array([1, 3, 5]))
     written = target.read_bytes()
+    assert target.stat().st_mode == source.stat().st_mode  # who may read one may read the other
     assert (gzip.decompress(written) if compressed else written) == LINES[0] + LINES[2] + LINES[4] + b"\n"
 
 

@@ -60,6 +60,12 @@ def test_many_pairs_take_few_shapes_and_little_padding():
     assert len({(batch.length, batch.size) for batch in separate}) <= 10
 
 
+def test_few_pairs_are_one_batch_with_little_padding():
+    sizes = [(20, 30, 30), (20, 20, 20), (10, 60, 20), (40, 40, 40)]  # 80, 60, 90, 120 tokens
+    (batch,) = batches.packed(pair_set(sizes), range(4), 2048)
+    assert batch.shape.rows * batch.shape.length == 384
+
+
 def test_windows_are_all_pairs_in_order(monkeypatch):
     monkeypatch.setattr(batches, "WINDOW", 3)
     assert [list(window) for window in batches.windows(7)] == [[0, 1, 2], [3, 4, 5], [6]]
