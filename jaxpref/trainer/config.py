@@ -121,6 +121,9 @@ class Config:
 
     probe_every: int = 0
     """Steps between probes of how each pair's two gradients lie to each other; 1 is always, 0 never."""
+    probe_pairs: Path | None = None
+    """Other pairs: how each probed update moves their log-probabilities is foretold, by one derivative along
+    it, and measured."""
     eval_every: int = 0
     """Steps between evaluations; 0 is before and after only."""
     save_every: int = 100
@@ -161,6 +164,8 @@ class Config:
             raise ValueError(f"epsilon must be a finite number above 0; got {self.epsilon}")
         if self.lora_targets and self.lora_rank is None:
             raise ValueError(f"lora_targets needs lora_rank; got {self.lora_targets} and none")
+        if self.probe_pairs is not None and not self.probe_every:
+            raise ValueError(f"probe_pairs needs probe_every of 1 or more; got {self.probe_every}")
         if self.keep_best and self.eval_pairs is None:
             raise ValueError("keep_best needs eval_pairs, whose loss says which is best; got none")
 
@@ -219,7 +224,10 @@ def read_file(path: Path) -> dict[str, Any]:
     return parse(values, str(path))
 
 
-DERIVED = ("weights_sha256", "reference_sha256", "pairs_sha256", "eval_pairs_sha256")  # in config.json only
+# In config.json only.
+DERIVED = (
+    "weights_sha256", "reference_sha256", "pairs_sha256", "eval_pairs_sha256", "probe_pairs_sha256"
+)  # fmt: skip
 
 
 def parse(values: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Prepared:
     reference: LanguageModel | None  # None where the reference is the model before the first step
     train: PairSet
     evaluation: PairSet | None
+    probed: PairSet | None  # other pairs that probed updates are measured on
     objective: Objective
     adapters: PyTree | None  # before the first step
     steps: int
@@ -46,11 +47,12 @@ def prepare(config: Config) -> Prepared:
     other = None if config.reference is None else _reference(config.reference, model, config)
     train_set = _pairs(config, model, config.pairs, config.limit)
     held_out = None if config.eval_pairs is None else _pairs(config, model, config.eval_pairs, None)
-    run = _run_id(config, model, other, train_set, held_out)
+    probed = None if config.probe_pairs is None else _tokenized(config, model, config.probe_pairs, None)
+    run = _run_id(config, model, other, train_set, held_out, probed)
     results.is_finished(config.out, run)  # raises where the folder holds another run
     return Prepared(
-        config=config, model=model, reference=other, train=train_set, evaluation=held_out, objective=bound,
-        adapters=_adapters(config, model), steps=num_steps(config, len(train_set)), run=run,
+        config=config, model=model, reference=other, train=train_set, evaluation=held_out, probed=probed,
+        objective=bound, adapters=_adapters(config, model), steps=num_steps(config, len(train_set)), run=run,
     )  # fmt: skip
 
 
@@ -83,15 +85,19 @@ def _reference(name: str, model: LanguageModel, config: Config) -> LanguageModel
 
 
 def _pairs(config: Config, model: LanguageModel, path: Path, limit: int | None) -> PairSet:
-    found = pair_set.prepare(
-        path, model.tokenizer, max_length=config.max_length, vocab=model.config.vocab, limit=limit,
-        skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt, after_end=config.after_end,
-        cache=cache.cache_dir() / "tokens",
-    )  # fmt: skip
+    found = _tokenized(config, model, path, limit)
     _check_weights(found, path)
     binding.check_weights(config, found.weights)
     binding.check_columns(config, found, path)
     return found
+
+
+def _tokenized(config: Config, model: LanguageModel, path: Path, limit: int | None) -> PairSet:
+    return pair_set.prepare(
+        path, model.tokenizer, max_length=config.max_length, vocab=model.config.vocab, limit=limit,
+        skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt, after_end=config.after_end,
+        cache=cache.cache_dir() / "tokens",
+    )  # fmt: skip
 
 
 def _check_weights(pairs: PairSet, path: Path) -> None:
@@ -103,13 +109,16 @@ def _check_weights(pairs: PairSet, path: Path) -> None:
         raise ValueError(f"{path}: {rule}; got {pairs.weights[first]:g} of the pair {pairs.ids[first]}")
 
 
-def _run_id(config: Config, model, other, train_set: PairSet, held_out: PairSet | None) -> RunId:
+def _run_id(
+    config: Config, model, other, train_set: PairSet, held_out: PairSet | None, probed: PairSet | None
+) -> RunId:
     """A run is its settings, weights and pairs; not its code, whose change must not cost checkpoints."""
     hashes = {
         "weights_sha256": model.weights_sha256,
         "reference_sha256": None if other is None else other.weights_sha256,
         "pairs_sha256": train_set.sha256,
         "eval_pairs_sha256": None if held_out is None else held_out.sha256,
+        "probe_pairs_sha256": None if probed is None else probed.sha256,
     }
     return RunId(study="train", question=model.name, preset="", config=settings(config) | hashes)
 

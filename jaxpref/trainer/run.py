@@ -11,10 +11,14 @@ import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import PyTree
 
 from jaxpref import results, train
 from jaxpref.data import order
 from jaxpref.data.pair_set import PairSet
+from jaxpref.pairs import PairLogps
+from jaxpref.probes.influence import influence_metrics
 from jaxpref.provenance import provenance
 from jaxpref.results import RunWriter
 from jaxpref.trainer import export, objective, pieces, probing, setup, sinks, steps
@@ -50,6 +54,7 @@ class Loop:
     state: train.TrainState
     num_tokens: int
     folder: Path  # of the run, while it is under way
+    others: Sequence[Batch]  # pairs that probed updates are measured on
 
     @property
     def prepared(self) -> Prepared:
@@ -93,7 +98,9 @@ def _run(prepared: Prepared, watch: Watch) -> None:
     made = setup.set_up(prepared, _telling_or_stopping(watch))
     state, notes = setup.initial_state(made, saved)
     others = sinks.of(config, prepared.run, folder)
-    loop = Loop(made, saved, writer, watch, others, state, notes["num_tokens"], folder)
+    loop = Loop(
+        made, saved, writer, watch, others, state, notes["num_tokens"], folder, setup.other_pairs(made)
+    )
     train_to_end(loop)
     export.write(prepared, loop.state.params, folder)
     writer.note(**_notes(made))
@@ -174,7 +181,7 @@ def train_step(loop: Loop, step: int) -> None:
         made.programs, loop.prepared.objective, loop.state.params, made.frozen, batches, totals, at_reference,
         probed,
     )  # fmt: skip
-    loop.state, norm = made.programs.update(loop.state, found.grads)
+    norm, moved = _update(loop, found.grads, probed)
     _check_finite(loop, step, parts, batches, found.losses, float(norm))
     if at_reference and objective.GAP in found.sums:
         setup.check_gap(found.sums, config.dtype)
@@ -185,9 +192,30 @@ def train_step(loop: Loop, step: int) -> None:
     metrics = _means(found.sums) | {
         "grad_norm": float(norm), "learning_rate": float(made.rate(step)), "num_tokens": loop.num_tokens,
         "epoch": (step + 1) / order.steps_per_epoch(len(pair_set), config.batch_size),
-    } | ({"kl": max(float(totals.kl), 0.0)} if loop.prepared.objective.mismatched else {})  # fmt: skip
+        **moved, **({"kl": max(float(totals.kl), 0.0)} if loop.prepared.objective.mismatched else {}),
+    }  # fmt: skip
     _write(loop, step, metrics)
     _tell(loop, step, metrics["loss"], tokens / (time.perf_counter() - began))
+
+
+def _update(loop: Loop, grads: PyTree, probed: bool) -> tuple[Array, dict[str, float]]:
+    """The gradient's norm, and where the update is probed how it moved other pairs and was expected to."""
+    programs, frozen, others = loop.setup.programs, loop.setup.frozen, loop.others if probed else ()
+    logps = lambda: [_plain_logps(programs.outputs(loop.state.params, frozen, batch)) for batch in others]
+    foretold = [programs.foretell(loop.state, grads, frozen, batch.rows).change for batch in others]
+    before = logps()
+    loop.state, norm = programs.update(loop.state, grads)
+    if not others:
+        return norm, {}
+    joined = lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    weights = jnp.concatenate([batch.pairs.weights for batch in others])
+    actual = jax.tree.map(jnp.subtract, joined(logps()), joined(before))
+    measured = influence_metrics(joined(foretold), actual, weights)
+    return norm, {name: float(value) for name, value in measured.items()}
+
+
+def _plain_logps(out: objective.Outputs) -> PairLogps:
+    return PairLogps(out.chosen.logps.sum(-1), out.rejected.logps.sum(-1))
 
 
 def _at_reference(loop: Loop, step: int) -> bool:

@@ -15,6 +15,7 @@ from jaxpref.data.shapes import Shape
 from jaxpref.pairs import PairLogps
 from jaxpref.policies import lora
 from jaxpref.probes import backward
+from jaxpref.probes.influence import influence
 from jaxpref.trainer import objective, optimizers, pieces, probing, reference, steps
 from jaxpref.trainer.objective import Batch, Sums
 from jaxpref.trainer.prepare import Prepared, forward_of, lora_config
@@ -50,7 +51,7 @@ def set_up(prepared: Prepared, tell: Tell) -> Setup:
     optimizer = optimizers.make_optimizer(config, rate)
     forward = forward_of(prepared.model.config)
     programs = steps.make_programs(
-        forward, combine(prepared), prepared.objective, optimizer, probe_of(prepared)
+        forward, combine(prepared), prepared.objective, optimizer, probe_of(prepared), foretell_of(prepared)
     )
     trained, frozen = prepared.model.params, {}
     if prepared.adapters is not None:
@@ -77,6 +78,15 @@ def _shapes(prepared: Prepared, size: int) -> dict[str, tuple[Shape, ...]]:
     return found
 
 
+def other_pairs(setup: Setup) -> Sequence[Batch]:
+    """The pairs that probed updates are measured on."""
+    others = setup.prepared.probed
+    if others is None:
+        return ()
+    parts = pieces.dealt(others, np.arange(len(others)), setup.size)
+    return pieces.cut(others, parts, setup.size, None, pack=pieces.shared(pieces.few_shapes(others, parts)))
+
+
 def combine(prepared: Prepared) -> steps.Combine:
     """What is trained and what is frozen, as the policy's parameters."""
     if prepared.adapters is None:
@@ -95,6 +105,14 @@ def probe_of(prepared: Prepared) -> probing.Probe:
     settings = lora_config(prepared.config, prepared.model.params)
     return lambda trained, frozen, rows, asked, slopes_of: backward.probed_gradients(
         frozen, rows, slopes_of, config=config, adapters=trained, lora=settings, asked=asked
+    )
+
+
+def foretell_of(prepared: Prepared) -> steps.Foretell:
+    """First-order change of pairs' log-probabilities along a direction of what is trained."""
+    joined, config = combine(prepared), prepared.model.config
+    return lambda trained, frozen, direction, rows: influence(
+        trained, direction, rows, config=config, combine=lambda trained: joined(trained, frozen)
     )
 
 

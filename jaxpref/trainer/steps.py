@@ -17,12 +17,14 @@ from jax import Array
 from jaxtyping import PyTree
 
 from jaxpref import train
-from jaxpref.pairs import PairLogps
+from jaxpref.pairs import PackedRows, PairLogps
+from jaxpref.probes.influence import Influence
 from jaxpref.trainer import objective as objectives
 from jaxpref.trainer import optimizers, probing
 from jaxpref.trainer.objective import Batch, Forward, Objective, Outputs, Pairs, PairTable, Sums, Totals
 from jaxpref.trainer.probing import Probes
 
+Foretell = Callable[..., Influence]  # (trained, frozen, direction, rows)
 Combine = Callable[[PyTree, PyTree], PyTree]  # (trained, frozen) -> the policy's parameters
 
 
@@ -48,6 +50,7 @@ class Programs(NamedTuple):
     probe_sums: Callable[[Probes, Array], Sums]
     add: Callable[[PyTree, PyTree], PyTree]
     update: Callable[..., tuple[train.TrainState, Array]]
+    foretell: Foretell
     logps: Callable[..., PairLogps]
 
 
@@ -57,6 +60,7 @@ def make_programs(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     probe: probing.Probe | None = None,
+    foretell: Foretell | None = None,
 ) -> Programs:
     """`forward(params, rows)` is the policy; `combine` joins what is trained with what is frozen."""
     policy = lambda trained, frozen, rows: objectives.outputs(forward, combine(trained, frozen), rows)
@@ -100,6 +104,11 @@ def make_programs(
     def update(state: train.TrainState, grads: PyTree) -> tuple[train.TrainState, Array]:
         return optimizers.apply_gradients(state, grads, optimizer), optax.tree.norm(grads)
 
+    def along_update(state: train.TrainState, grads: PyTree, frozen: PyTree, rows: PackedRows) -> Influence:
+        assert foretell is not None, "a run that foretells has a way to"
+        direction, _ = optimizer.update(grads, state.opt_state, state.params)
+        return foretell(state.params, frozen, direction, rows)
+
     return Programs(
         gradients=jax.jit(gradients),
         outputs=jax.jit(lambda trained, frozen, batch: policy(trained, frozen, batch.rows)),
@@ -111,6 +120,7 @@ def make_programs(
         probe_sums=jax.jit(probing.metric_sums),
         add=jax.jit(optax.tree.add, donate_argnums=0),
         update=jax.jit(update, donate_argnums=0),
+        foretell=jax.jit(along_update),
         logps=jax.jit(lambda out, pairs: response_logps(objective, out, pairs)),
     )
 

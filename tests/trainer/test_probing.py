@@ -96,3 +96,14 @@ def similarity(ready, ids):
         for rows in (batch.chosen, batch.rejected)
     ]
     return likelihood.ches(*sums, batch.lengths)
+
+
+@pytest.mark.parametrize("flags", [(), ("--lora-rank", 2, "--learning-rate", 3e-3)])
+def test_how_an_update_moves_other_pairs_is_foretold(flags, train, pairs_file, tmp_path):
+    """If it is small enough: to first order."""
+    more = ("--steps", 1, "--learning-rate", 1e-4, "--optimizer", "sgd", *flags, "--no-export")
+    assert train(tmp_path / "run", *more, "--probe-every", 1, "--probe-pairs", pairs_file) == 0
+    (row,) = lines(tmp_path / "run")
+    for side in ("chosen", "rejected"):
+        foretold, actual = (row[f"influence/{side}_{name}"] for name in ("predicted", "actual"))
+        assert foretold != 0 and abs(foretold - actual) < 0.05 * abs(foretold) + 5e-6
