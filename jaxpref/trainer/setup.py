@@ -169,6 +169,7 @@ def initial_state(setup: Setup, saved: Snapshots) -> tuple[train.TrainState, dic
             f"the checkpoint in {saved.folder} was made with the reference {notes['reference_key']}; "
             f"got {setup.reference_keys}"
         )
+    jax.tree.map(lambda x: x.delete(), setup.trained)  # as the first update of a new run overwrites them
     return state, notes
 
 

@@ -81,6 +81,16 @@ def started(arguments, stderr=subprocess.DEVNULL):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
 
 
+def test_a_run_that_goes_on_holds_no_weights_of_before_the_first_step(tmp_path, prepared):
+    flags, asked = ("--loss", "simpo"), iter([False, True])
+    with pytest.raises(runs.Preempted):
+        runs.run(prepared(tmp_path / "run", *flags), runs.Watch(stop=lambda: next(asked)))
+    again = prepared(tmp_path / "run", *flags)
+    with pytest.raises(runs.Preempted):
+        runs.run(again, runs.Watch(stop=lambda: True))
+    assert all(weights.is_deleted() for weights in jax.tree.leaves(again.model.params))
+
+
 def killed(arguments, out, after_lines):
     """A run in another process, killed with SIGKILL when its metrics have so many lines."""
     process = started(arguments)
