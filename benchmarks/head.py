@@ -1,9 +1,11 @@
 """The head in tiles against the plain one: CPU seconds and memory by the size of the vocabulary.
 
     python benchmarks/head.py --out benchmarks/head.json
-    python benchmarks/head.py --vocabs 200000 --places 4096 --dim 2048 --only tiled --rounds 0 --out benchmarks/head_200k.json
+    python benchmarks/head.py --vocabs 200000 --places 4096 --dim 2048 --only tiled --rounds 0 \\
+        --out benchmarks/head_200k.json
 
-Two CPU minutes; the second command, whose logits alone would take 3.3 GB a copy, four, and 3.5 GB in all.
+Two CPU minutes; the second command, whose logits alone would take 3.3 GB a copy, four, and
+6.7 GB at its peak, matrix and gradient of 1.6 GB each included.
 Log-probabilities of `places` tokens, in float32, with random states and matrix; compiled memory is what the
 program needs besides its arguments and results.
 """
