@@ -1,6 +1,5 @@
 """From scores to log-probabilities. Float32 or wider from the logits on, whatever the model's dtype."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -50,38 +49,6 @@ def next_token_logps(
     predicted = gather(log_softmax(logits[:, :-1]), rows.tokens[:, 1:])
     masked = jnp.where(rows.response_mask[:, 1:], predicted, 0.0)
     return jnp.pad(masked, ((0, 0), (1, 0)))
-
-
-def token_statistics(
-    hidden: Float[Array, "rows length dim"],
-    tokens: Int[Array, "rows length"],
-    head: Callable[[Array], Array],
-) -> TokenStatistics:
-    """Statistics of every token under `head(hidden) -> logits`, a row at a time.
-
-    The logits of one row are all that exists at once, and the backward pass computes them anew. A row's
-    numbers do not depend on how many rows stand beside it.
-    """
-
-    @jax.checkpoint
-    def one_row(row: tuple[Array, Array]) -> TokenStatistics:
-        states, ids = row
-        return _statistics(head(states[:-1]), ids[1:])
-
-    measured = jax.lax.map(one_row, (hidden, tokens))
-    return TokenStatistics(*(jnp.pad(x, ((0, 0), (1, 0))) for x in measured))
-
-
-def _statistics(logits: Float[Array, "length vocab"], ids: Int[Array, "length"]) -> TokenStatistics:
-    logps = log_softmax(logits)
-    fixed = jax.lax.stop_gradient(logps)
-    return TokenStatistics(
-        logps=gather(logps, ids),
-        entropy=-jnp.sum(jnp.exp(fixed) * fixed, axis=-1),
-        top1=jnp.argmax(fixed, axis=-1) == ids,
-        mean_logit=jax.lax.stop_gradient(wide(logits).mean(-1)),
-        log_sum_sq=jax.nn.logsumexp(2 * fixed, axis=-1),
-    )
 
 
 def predicting_mask(rows: TokenRows):

@@ -131,6 +131,14 @@ class PairSet:
         return TokenRows(tokens, (place >= begin) & (place < end))
 
 
+def check_reach(pairs: PairSet, reach: int | None, path: Path) -> None:
+    """Raises PairsFileError where a row is longer than the model has positions; None is any number."""
+    longest = int(pairs.lengths.max())
+    if reach is not None and longest > reach:
+        reason = f"rows must have at most the model's {reach} positions; got {longest}"
+        raise PairsFileError(path, None, f"{reason} (--max-length cuts responses)")
+
+
 def prepare(
     path: str | Path,
     tokenizer: Tokenizer,

@@ -95,6 +95,11 @@ class TransformerConfig:
         return np.array(self.local_layers or [True] * self.layers)
 
     @property
+    def reach(self) -> int | None:
+        """Tokens of the longest row that has positions; None where they have no end."""
+        return self.max_length if self.positions == "learned" else None
+
+    @property
     def rope_dim(self) -> int:
         """Features of a head that turn."""
         return int(self.head_dim * self.rope_share)

@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         return Norm(c, name="final_norm")(x)
 
     def _found(self, name: str, vectors: Float[Array, "some_rows length dim"]) -> Array:
-        """What was looked up; plus a tap of zeros, whose gradient is that of the vectors, where there is one."""
+        """What was looked up; plus a tap of zeros, if there is one, whose gradient is that of the vectors."""
         tap: Any = self.variable("taps", name, lambda: 0.0) if self.has_variable("taps", name) else None
         return vectors if tap is None else vectors + tap.value
 
@@ -142,8 +142,8 @@ def hidden(
 
 
 def _check_length(length: int, config: TransformerConfig) -> None:
-    if config.positions == "learned" and length > config.max_length:
-        raise ValueError(f"length must be at most max_length={config.max_length} tokens; got {length}")
+    if config.reach is not None and length > config.reach:
+        raise ValueError(f"length must be at most max_length={config.reach} tokens; got {length}")
 
 
 def unembedding(params: PyTree, *, config: TransformerConfig) -> Float[Array, "vocab dim"]:

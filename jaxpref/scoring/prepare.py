@@ -5,7 +5,6 @@ from pathlib import Path
 
 from jaxpref import cache, fetch, results, sources
 from jaxpref.data import pair_set
-from jaxpref.data.files import PairsFileError
 from jaxpref.data.pair_set import PairSet
 from jaxpref.policies import checkpoints
 from jaxpref.policies.checkpoints import LanguageModel
@@ -43,10 +42,7 @@ def _pairs(config: Config, model: LanguageModel, path: Path) -> PairSet:
         skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt, after_end=config.after_end,
         cache=cache.cache_dir() / "tokens",
     )  # fmt: skip
-    longest = int(pairs.lengths.max())
-    if model.config.positions == "learned" and longest > model.config.max_length:
-        reason = f"rows must have at most the model's {model.config.max_length} positions; got {longest}"
-        raise PairsFileError(path, None, f"{reason} (--max-length cuts responses)")
+    pair_set.check_reach(pairs, model.config.reach, path)
     return pairs
 
 

@@ -93,11 +93,13 @@ def _pairs(config: Config, model: LanguageModel, path: Path, limit: int | None) 
 
 
 def _tokenized(config: Config, model: LanguageModel, path: Path, limit: int | None) -> PairSet:
-    return pair_set.prepare(
+    found = pair_set.prepare(
         path, model.tokenizer, max_length=config.max_length, vocab=model.config.vocab, limit=limit,
         skip_bad=config.skip_bad, allow_empty_prompt=config.allow_empty_prompt, after_end=config.after_end,
         cache=cache.cache_dir() / "tokens",
     )  # fmt: skip
+    pair_set.check_reach(found, model.config.reach, path)
+    return found
 
 
 def _check_weights(pairs: PairSet, path: Path) -> None:

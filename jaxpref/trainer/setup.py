@@ -182,8 +182,9 @@ def mismatch_kl(setup: Setup, pair_set: PairSet, indices: np.ndarray, params: Py
     """KTO's estimate of KL(policy, reference), nats: the mean log-ratio of responses behind other prompts."""
     if setup.score_reference is None:
         return 0.0
-    pack = pieces.shared(setup.shapes["train"])
-    batches = pieces.mismatched(pair_set, indices, setup.size, setup.prepared.config.max_length, pack=pack)
+    pack, reach = pieces.shared(setup.shapes["train"]), setup.prepared.model.config.reach
+    longest = min(setup.prepared.config.max_length, reach or setup.prepared.config.max_length)
+    batches = pieces.mismatched(pair_set, indices, setup.size, longest, pack=pack)
     programs, score = setup.programs, setup.score_reference
     total = np.zeros(2)
     for batch in batches:

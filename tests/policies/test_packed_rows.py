@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpref import logps
 from jaxpref.data import packing
+from jaxpref.logps import TokenStatistics
 from jaxpref.policies import families, transformer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -66,8 +66,16 @@ def plain(params, rows, *, config):
     """The same tables without a layout: each row on its own, through whole logits."""
     scores = transformer.logits(params, rows.tokens[:, :LONGEST], config=config)
     before = jnp.pad(scores, ((0, 0), (1, 24 - LONGEST), (0, 0)))[:, :24]
-    measured = logps._statistics(before.reshape(-1, scores.shape[-1]), rows.tokens.reshape(-1))
+    measured = of_logits(before.reshape(-1, scores.shape[-1]), rows.tokens.reshape(-1))
     return jax.tree.map(lambda x: table(x, rows.slots), measured)
+
+
+def of_logits(logits, targets):
+    every = jax.nn.log_softmax(logits)
+    return TokenStatistics(
+        jnp.take_along_axis(every, targets[:, None], 1)[:, 0], -(jnp.exp(every) * every).sum(-1),
+        logits.argmax(-1) == targets, logits.mean(-1), jax.nn.logsumexp(2 * every, -1),
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -10,10 +10,12 @@ import filelock
 import jax
 import numpy as np
 import pytest
+import tiny_model
 from safetensors.numpy import load_file
 
 from jaxpref import results
 from jaxpref.policies import checkpoints
+from jaxpref.policies.families import gpt2
 from jaxpref.trainer import run as runs
 from jaxpref.trainer import setup
 
@@ -276,3 +278,12 @@ def test_bad_input_is_one_line_before_anything_is_written(tmp_path, train, capsy
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not any(tmp_path.glob("run*"))
+
+
+def test_rows_longer_than_learned_positions_are_refused(tmp_path, train, capsys):
+    values = {"n_head": 2, "n_embd": 4, "vocab_size": len(tiny_model.VOCAB), "n_layer": 1, "n_positions": 8}
+    small = gpt2.config_of(values)
+    folder = tiny_model.write_folder(tmp_path / "gpt2", tiny_model.random_weights(small), small)
+    assert train(tmp_path / "run", "--model", folder) == 2
+    assert "rows must have at most the model's 8 positions" in capsys.readouterr().err
+    assert train(tmp_path / "run", "--model", folder, "--max-length", 8, "--steps", 1, "--no-export") == 0
