@@ -162,6 +162,7 @@ def _one_pass(programs: Programs, trained, frozen, pieces, totals, at_reference,
     for piece in pieces[1:]:
         more, piece_sums, *kept = program(trained, frozen, piece, totals, at_reference)
         grads, sums = programs.add(grads, more), jax.tree.map(jnp.add, sums, piece_sums)
+        del more  # or it would still be there while the next piece's are computed
         found.append(kept)
     return Gradients(grads, sums, *zip(*found, strict=True))
 
@@ -177,6 +178,7 @@ def _two_passes(programs: Programs, trained, frozen, pieces, totals, at_referenc
     for piece, piece_slope in zip(pieces, _cut(jax.tree.map(back, slope), pieces), strict=True):
         more, *found = program(trained, frozen, piece, piece_slope)
         grads = more if grads is None else programs.add(grads, more)
+        del more
         probes += found
     return Gradients(grads, sums, [back(values)], probes)
 

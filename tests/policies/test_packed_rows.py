@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpref import logps
 from jaxpref.data import packing
 from jaxpref.logps import TokenStatistics
 from jaxpref.policies import families, transformer

@@ -1,6 +1,7 @@
 """A step in one piece or in many; TRL's metrics against their definitions in float64."""
 
 import dataclasses
+import weakref
 from pathlib import Path
 
 import jax
@@ -196,3 +197,19 @@ def test_a_row_that_fills_a_piece_may_hold_anything():
     reference = jax.tree.map(lambda x: jnp.where(pairs.weights > 0, x, jnp.nan), pairs.reference)
     broken[2] = broken[2]._replace(pairs=pairs._replace(reference=reference))
     assert all(np.isfinite(value) for value in gradients(bound("dpo"), broken)[1].values())
+
+
+def test_beside_their_sum_the_gradients_of_one_piece_alone_exist():
+    made = []
+
+    def gradients(*_):
+        assert all(piece() is None for piece in made[1:])  # the first became the sum
+        grads = jnp.ones(3)
+        made.append(weakref.ref(grads))
+        return grads, {}, jnp.zeros(1)
+
+    never = lambda *_: None
+    programs = steps.Programs(**dict.fromkeys(steps.Programs._fields, never))
+    programs = programs._replace(gradients=gradients, add=lambda total, more: total + more)
+    found = steps._one_pass(programs, {}, {}, [None] * 4, None, None, False)
+    np.testing.assert_array_equal(found.grads, np.full(3, 4.0))
