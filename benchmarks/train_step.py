@@ -54,7 +54,7 @@ class Case:
 
 CASES = [
     Case("jaxpref", "stored", 1, "dots"), Case("jaxpref", "stored", 4, "dots"),
-    Case("jaxpref", "stored", 1, "full"), Case("jaxpref", "online", 1, "dots"),
+    Case("jaxpref", "stored", 4, "full"), Case("jaxpref", "online", 4, "full"),
     Case("jaxpref", "stored", 1, "dots", threads=2), Case("TRL", "stored", 1, "none"),
     Case("TRL", "stored", 1, "full"), Case("TRL", "stored", 4, "full"), Case("TRL", "online", 1, "none"),
     Case("TRL", "online", 4, "full"), Case("TRL", "stored", 1, "none", threads=2),
