@@ -194,7 +194,7 @@ def _lookup(
 
 
 def _positions(table: Array, back: Looked, lanes: int) -> tuple[Array, Float[Array, "pairs 3"]]:
-    """Rows begin at position 0, so that both of a pair look the same vectors up; padding may outrun the table."""
+    """Rows begin at position 0: both of a pair look the same vectors up. Padding may outrun the table."""
     grads, unit = back.weighed["position_embedding"], back.unit["position_embedding"]
     summed = jnp.einsum("r,rtd->td", back.slopes, grads)
     found = taps.pairwise(lambda pair: taps.products(pair[0], pair[1]), lanes, unit)
