@@ -119,7 +119,7 @@ class Meter:
     def found(self, skipped: int, losses: list[float]) -> dict[str, Any]:
         spent = np.diff(self.ends)
         per_pair = spent[skipped:].sum() / (PAIRS * (len(spent) - skipped))
-        before = float(spent[:skipped].sum() - PAIRS * skipped * per_pair)  # compilation, first allocations
+        before = max(0.0, float(spent[:skipped].sum() - PAIRS * skipped * per_pair))  # mostly compilation
         peak = harness.peak_memory_mb()
         return {"cpu_s_per_pair": float(per_pair), "before_cpu_s": before, "peak_mb": peak, "losses": losses}
 
