@@ -32,8 +32,7 @@ separate: Pack = packing.separate
 
 def few_shapes(pair_set: PairSet, parts: Iterable[np.ndarray]) -> tuple[Shape, ...]:
     """Shapes for pieces that hold these pairs: each is a program to compile."""
-    lengths = _tokens(pair_set)
-    return shapes.choose_shapes([lengths[part].tolist() for part in parts])
+    return shapes.choose_shapes([_tokens(pair_set, part) for part in parts])
 
 
 def epoch(pair_set: PairSet, batch_size: int, size: int, *, seed: int, shuffle: bool) -> Iterator[np.ndarray]:
@@ -45,8 +44,7 @@ def epoch(pair_set: PairSet, batch_size: int, size: int, *, seed: int, shuffle: 
 
 def dealt(pair_set: PairSet, indices: np.ndarray, size: int) -> list[np.ndarray]:
     """A step's pairs in parts of at most `size` and of about as many tokens."""
-    lengths = _tokens(pair_set)[indices]
-    return [indices[pile] for pile in shapes.deal(lengths.tolist(), size)]
+    return [indices[pile] for pile in shapes.deal(_tokens(pair_set, indices), size)]
 
 
 def by_length(pair_set: PairSet, indices: np.ndarray, size: int) -> list[np.ndarray]:
@@ -54,9 +52,9 @@ def by_length(pair_set: PairSet, indices: np.ndarray, size: int) -> list[np.ndar
     return list(spans(indices[np.argsort(pair_set.lengths[indices].max(-1), kind="stable")], size))
 
 
-def _tokens(pair_set: PairSet) -> np.ndarray:
+def _tokens(pair_set: PairSet, indices: np.ndarray) -> list[int]:
     """Of each pair, its prompt counted once."""
-    return pair_set.lengths.sum(-1) - pair_set.starts
+    return (pair_set.lengths[indices].sum(-1) - pair_set.starts[indices]).tolist()
 
 
 def cut(
