@@ -52,7 +52,7 @@ def _check_column(rank: str, prepared: Prepared) -> None:
         raise ValueError(f"rank must be a column that comes without gradients; got {rank!r}")
     given = [name for name, x in zip(pair_set.COLUMNS, pairs.columns.T, strict=True) if np.isfinite(x).any()]
     names = [*ALWAYS, *given, *OF_GRADIENTS * gradients]
-    if gradients and rank.count("/") > 1:
+    if gradients and rank not in names:
         groups = geometry.groups_of(prepared.model.params, prepared.model.config)
         names += [f"grads/{of}/{group}" for of in PRODUCTS for group in groups]
     if rank not in names:
